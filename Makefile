@@ -1,0 +1,52 @@
+# make all    everything: .venv, source, patch, build, measurements, tables, figures, paper
+# make test   every test that needs no GPU (builds the binaries first)
+# make lint   formatter, linter and type checker
+# make lock   rewrite requirements.lock after editing pyproject.toml (needs uv)
+#
+# PYTHON=python3.12     the interpreter that makes .venv
+# CORES=8               cores for building (all of them by default)
+# CONFIG="rows=NAME target=sm_90"   passed to snakemake --config
+
+PYTHON ?= python3
+CORES  ?= all
+CONFIG ?=
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+
+.PHONY: all test lint lock
+.DELETE_ON_ERROR:
+
+all: $(INSTALLED)
+	$(SNAKEMAKE) all $(if $(CONFIG),--config $(CONFIG))
+
+test: lint
+	$(SNAKEMAKE) binaries
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Every package is pinned and hashed. An interrupted installation leaves no stamp: the next run repeats it.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "error: $(PYTHON) is missing or older than Python 3.11" >&2; \
+	    echo "  next: install Python 3.11 or newer, then: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "error: $(PYTHON) cannot make virtual environments" >&2; \
+	    echo "  next: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@echo "installing the Python environment into $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock:
+	@command -v uv >/dev/null || { echo "error: uv is missing" >&2; \
+	    echo "  next: install the Python package uv, then: make lock" >&2; exit 2; }
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
