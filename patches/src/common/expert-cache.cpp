@@ -1,0 +1,244 @@
+#include "expert-cache.h"
+
+#include "arg.h"
+#include "common.h"
+#include "llama-experts.h"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+
+//
+// common_expert_cache_params
+//
+
+static int32_t parse_count(const std::string & value, int32_t min, const char * what) {
+    const bool digits = !value.empty() && value.size() < 10 && value.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits || std::stoi(value) < min) {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not %s", value.c_str(), what));
+    }
+    return std::stoi(value);
+}
+
+void common_expert_cache_params::set_capacity(const std::string & value) {
+    if (value == "off") {
+        capacity = LLAMA_EXPERT_CACHE_OFF;
+    } else if (value == "auto") {
+        capacity = LLAMA_EXPERT_CACHE_AUTO;
+    } else {
+        capacity = parse_count(value, 1, "'off', 'auto' or a number of slots per layer from 1");
+    }
+}
+
+void common_expert_cache_params::set_policy(const std::string & value) {
+    if (value == "lru") {
+        policy = LLAMA_EXPERT_CACHE_POLICY_LRU;
+    } else if (value == "hot") {
+        policy = LLAMA_EXPERT_CACHE_POLICY_HOT;
+    } else {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy: choose 'lru' or 'hot'", value.c_str()));
+    }
+}
+
+void common_expert_cache_params::set_pinned(const std::string & value) {
+    pinned = parse_count(value, 0, "a number of pinned slots per layer");
+}
+
+std::string common_expert_cache_params::capacity_str() const {
+    switch (capacity) {
+        case LLAMA_EXPERT_CACHE_OFF:  return "off";
+        case LLAMA_EXPERT_CACHE_AUTO: return "auto";
+        default:                      return std::to_string(capacity);
+    }
+}
+
+std::string common_expert_cache_params::policy_str() const {
+    return policy == LLAMA_EXPERT_CACHE_POLICY_LRU ? "lru" : "hot";
+}
+
+void common_expert_cache_params::apply(llama_context_params & params) const {
+    params.expert_cache_capacity = capacity;
+    // unified memory pins slots: without a list the context refuses
+    params.expert_cache_pinned   = unified && pin_list.empty() ? std::max(pinned, 1) : pinned;
+    params.expert_cache_pin_list = pin_list.empty() ? nullptr : pin_list.c_str();
+    params.expert_cache_policy   = policy;
+}
+
+//
+// environment
+//
+
+// calls set with the value of a variable, if there is one
+static void from_env(const char * name, const std::function<void(const std::string &)> & set) {
+    const char * value = std::getenv(name);
+    if (!value) {
+        return;
+    }
+    try {
+        set(value);
+    } catch (const std::invalid_argument & e) {
+        throw std::invalid_argument(string_format("error: %s (environment variable %s)", e.what(), name));
+    }
+}
+
+static bool parse_switch(const std::string & value) {
+    if (value != "0" && value != "1") {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not 0 or 1", value.c_str()));
+    }
+    return value == "1";
+}
+
+common_expert_cache_params common_expert_cache_from_env() {
+    common_expert_cache_params params;
+
+    from_env("EXPERT_CACHE_CAPACITY", [&](const std::string & v) { params.set_capacity(v); });
+    from_env("EXPERT_CACHE_PINNED",   [&](const std::string & v) { params.set_pinned(v); });
+    from_env("EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { params.pin_list = v; });
+    from_env("EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { params.unified = parse_switch(v); });
+
+    // enabled without a capacity means auto; a capacity does not count if disabled
+    from_env("EXPERT_CACHE_ENABLE", [&](const std::string & v) {
+        const bool enable = parse_switch(v);
+        if (!enable) {
+            params.capacity = LLAMA_EXPERT_CACHE_OFF;
+        } else if (params.off()) {
+            params.capacity = LLAMA_EXPERT_CACHE_AUTO;
+        }
+    });
+
+    return params;
+}
+
+//
+// command line
+//
+
+void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_opt) {
+    add_opt(common_arg(
+        {"--expert-cache"}, "{off,auto,N}",
+        "slots per MoE layer for the most recently used experts, when the experts are in host memory (default: off)",
+        [](common_params & params, const std::string & value) { params.expert_cache.set_capacity(value); }
+    ).set_env("LLAMA_ARG_EXPERT_CACHE"));
+    add_opt(common_arg(
+        {"--expert-cache-policy"}, "{lru,hot}",
+        "which experts the slots hold: the most recently used or the most used (default: lru)",
+        [](common_params & params, const std::string & value) { params.expert_cache.set_policy(value); }
+    ).set_env("LLAMA_ARG_EXPERT_CACHE_POLICY"));
+    add_opt(common_arg(
+        {"--expert-cache-pin-list"}, "FNAME",
+        "experts to pin to slots, per layer",
+        [](common_params & params, const std::string & value) { params.expert_cache.pin_list = value; }
+    ).set_env("LLAMA_ARG_EXPERT_CACHE_PIN_LIST"));
+    add_opt(common_arg(
+        {"--expert-cache-pinned"}, "N",
+        "how many slots per layer to pin (default: half of them, if there is a pin list)",
+        [](common_params & params, const std::string & value) { params.expert_cache.set_pinned(value); }
+    ).set_env("LLAMA_ARG_EXPERT_CACHE_PINNED"));
+}
+
+//
+// common_expert_cache_sweep
+//
+
+void common_expert_cache_sweep::read_env() {
+    base = common_expert_cache_from_env();
+
+    from_env("LLAMA_ARG_EXPERT_CACHE",          [&](const std::string & v) { base.set_capacity(v); });
+    from_env("LLAMA_ARG_EXPERT_CACHE_POLICY",   [&](const std::string & v) { base.set_policy(v); });
+    from_env("LLAMA_ARG_EXPERT_CACHE_PINNED",   [&](const std::string & v) { base.set_pinned(v); });
+    from_env("LLAMA_ARG_EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { base.pin_list = v; });
+}
+
+bool common_expert_cache_sweep::is_arg(const std::string & arg) {
+    return arg == "--expert-cache" || arg == "--expert-cache-policy" || arg == "--expert-cache-pin-list" || arg == "--expert-cache-pinned";
+}
+
+const char * common_expert_cache_sweep::usage() {
+    return
+        "  --expert-cache <off|auto|N>                       (default: off)\n"
+        "  --expert-cache-policy <lru|hot>                   (default: lru)\n"
+        "  --expert-cache-pinned <n>                         (default: half of the slots with a pin list)\n"
+        "  --expert-cache-pin-list <filename>                (default: none)\n";
+}
+
+void common_expert_cache_sweep::parse(const std::string & arg, const std::string & value) {
+    if (arg == "--expert-cache-pin-list") {
+        base.pin_list = value;
+        return;
+    }
+
+    auto & axis = arg == "--expert-cache" ? capacity : arg == "--expert-cache-policy" ? policy : pinned;
+    for (const auto & item : string_split<std::string>(value, ',')) {
+        axis.push_back(item);
+    }
+    instances(); // refuse malformed values now
+}
+
+// the instances of an axis without values are those there are
+static std::vector<common_expert_cache_params> expand(
+        const std::vector<common_expert_cache_params> & instances, const std::vector<std::string> & axis,
+        void (common_expert_cache_params::*set)(const std::string &)) {
+    if (axis.empty()) {
+        return instances;
+    }
+    std::vector<common_expert_cache_params> result;
+    for (const auto & value : axis) {
+        for (auto instance : instances) {
+            (instance.*set)(value);
+            result.push_back(instance);
+        }
+    }
+    return result;
+}
+
+std::vector<common_expert_cache_params> common_expert_cache_sweep::instances() const {
+    std::vector<common_expert_cache_params> result = { base };
+    result = expand(result, capacity, &common_expert_cache_params::set_capacity);
+    result = expand(result, policy,   &common_expert_cache_params::set_policy);
+    result = expand(result, pinned,   &common_expert_cache_params::set_pinned);
+    return result;
+}
+
+bool common_expert_cache_sweep::off() const {
+    for (const auto & instance : instances()) {
+        if (!instance.off()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+//
+// results
+//
+
+common_expert_cache_stats common_expert_cache_get_stats(llama_context * ctx) {
+    common_expert_cache_stats stats;
+    for (int32_t i = 0; i < llama_expert_cache_n_layers(ctx); ++i) {
+        const auto layer = llama_expert_cache_get_layer_stats(ctx, i);
+        stats.hits        += layer.hits;
+        stats.misses      += layer.misses;
+        stats.bytes_moved += layer.misses*(int64_t) layer.expert_bytes;
+    }
+    return stats;
+}
+
+std::string common_expert_cache_status_field(const llama_context * ctx, const std::string & field) {
+    const auto status = nlohmann::json::parse(llama_expert_cache_status(ctx));
+    if (!status.contains(field)) {
+        return "";
+    }
+    const auto & value = status.at(field);
+    return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+void common_expert_cache_log(ggml_log_level level, const char * text, void * user_data) {
+    GGML_UNUSED(user_data);
+    static const std::string own = "expert cache:";
+    if (level == GGML_LOG_LEVEL_ERROR || std::string(text).compare(0, own.size(), own) == 0) {
+        fputs(text, stderr);
+    }
+}

@@ -1,0 +1,87 @@
+#pragma once
+
+#include "llama.h"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+// settings, sweep axes and results of the expert cache, for all tools
+
+struct common_arg;
+
+// All setters and common_expert_cache_from_env throw std::invalid_argument that names the value at fault.
+struct common_expert_cache_params {
+    int32_t                   capacity = LLAMA_EXPERT_CACHE_OFF; // slots per layer, or LLAMA_EXPERT_CACHE_AUTO
+    int32_t                   pinned   = -1;                     // -1 = half of the capacity if there is a pin list
+    llama_expert_cache_policy policy   = LLAMA_EXPERT_CACHE_POLICY_LRU;
+    std::string               pin_list;
+    bool                      unified  = false;                  // asked for by the environment: needs a pin list
+
+    void set_capacity(const std::string & value); // "off", "auto" or a number
+    void set_policy  (const std::string & value); // "lru" or "hot"
+    void set_pinned  (const std::string & value);
+
+    std::string capacity_str() const;
+    std::string policy_str() const;
+
+    bool off() const { return capacity == LLAMA_EXPERT_CACHE_OFF; }
+
+    // params points into this object afterwards
+    void apply(llama_context_params & params) const;
+};
+
+// what EXPERT_CACHE_* ask for, the variables of other programs that drive these tools
+common_expert_cache_params common_expert_cache_from_env();
+
+// --expert-cache* for the tools that use common_params
+void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_opt);
+
+// the cache as axes of a sweep: one instance per combination
+class common_expert_cache_sweep {
+public:
+    // EXPERT_CACHE_*, overridden by LLAMA_ARG_EXPERT_CACHE*: for the axes that the command line does not name
+    void read_env();
+
+    static bool is_arg(const std::string & arg);
+    static const char * usage();
+
+    // value: a list separated by commas, but for the pin list
+    void parse(const std::string & arg, const std::string & value);
+
+    std::vector<common_expert_cache_params> instances() const;
+
+    bool off() const;
+
+private:
+    common_expert_cache_params base;
+
+    std::vector<std::string> capacity;
+    std::vector<std::string> policy;
+    std::vector<std::string> pinned;
+};
+
+// totals over the layers, since the context was created
+struct common_expert_cache_stats {
+    int64_t hits        = 0;
+    int64_t misses      = 0;
+    int64_t bytes_moved = 0;
+
+    double hit_rate() const { return hits + misses > 0 ? (double) hits/(hits + misses) : 0.0; }
+
+    // what happened between two readings
+    void add(const common_expert_cache_stats & after, const common_expert_cache_stats & before) {
+        hits        += after.hits        - before.hits;
+        misses      += after.misses      - before.misses;
+        bytes_moved += after.bytes_moved - before.bytes_moved;
+    }
+};
+
+common_expert_cache_stats common_expert_cache_get_stats(llama_context * ctx);
+
+// a number or a word from the status object of the context; empty if there is no such field
+std::string common_expert_cache_status_field(const llama_context * ctx, const std::string & field);
+
+// log callback for tools that are quiet otherwise: errors, and what the cache is doing
+void common_expert_cache_log(ggml_log_level level, const char * text, void * user_data);

@@ -1,0 +1,81 @@
+#pragma once
+
+#include "ggml.h"
+
+#ifdef  __cplusplus
+extern "C" {
+#endif
+
+// Expert cache: C slots that hold the most recently used of the n_expert experts of one MoE layer.
+//
+// All state lives in tensors on the device that runs the layer, so that a decode step needs no host round trip:
+//
+//   ids --> ggml_expert_resolve --> slots --> ggml_expert_fill --> ggml_mul_mat_id(cached weights, x, slots)
+//              | updates the state             | copies the missed experts from the store into their slots
+//
+// Terms: store = where all experts live, slot = room for one expert, pinned = a slot whose expert never leaves.
+
+// state of one layer; n_pinned slots at the front never change their expert
+struct ggml_expert_cache_state {
+    struct ggml_tensor * table;    // I32 [n_expert]       slot of each expert, -1 = not resident
+    struct ggml_tensor * owner;    // I32 [n_slots]        expert in each slot, -1 = empty
+    struct ggml_tensor * stamp;    // I64 [n_slots]        time of the last access, the smallest is the next victim
+    struct ggml_tensor * fills;    // I32 [2, n_slots + 1] (count, 0), then (expert, slot) for each missed expert of the last step
+    struct ggml_tensor * counters; // I64 [GGML_EXPERT_CACHE_N_COUNTERS]
+};
+
+enum ggml_expert_cache_counter {
+    GGML_EXPERT_CACHE_CLOCK,  // accesses since the state was set up, the time for the stamps
+    GGML_EXPERT_CACHE_HITS,   // accesses to resident experts
+    GGML_EXPERT_CACHE_MISSES, // accesses that put an expert on the fill list
+
+    GGML_EXPERT_CACHE_N_COUNTERS,
+};
+
+// at most this many weight tensors (gate, up, down) are filled together
+#define GGML_EXPERT_CACHE_MAX_WEIGHTS 3
+
+// creates the tensors of a state in ctx, without data; see ggml_expert_cache_state_init
+GGML_API struct ggml_expert_cache_state ggml_new_expert_cache_state(
+        struct ggml_context * ctx,
+        int64_t               n_expert,
+        int64_t               n_slots);
+
+// slot s gets owner[s] (-1 = empty); slot 0 counts as the most recently used. Puts all owners on the fill list.
+// The tensors must be allocated.
+GGML_API void ggml_expert_cache_state_init(
+        const struct ggml_expert_cache_state * state,
+        const int32_t                        * owner);
+
+// maps expert ids to slots and decides what to load
+//
+//   ids:    I32 [n_used, n_tokens], with n_used*n_tokens <= n_slots - n_pinned
+//   result: I32 [n_used, n_tokens] slots
+//
+// All experts of a step stay resident during the step. The first access in a step to an expert that is not resident is
+// a miss, any other access a hit. A miss takes the least recently used slot that is neither pinned nor in use by the
+// step; empty slots come first, in order of their index.
+GGML_API struct ggml_tensor * ggml_expert_resolve(
+        struct ggml_context                  * ctx,
+        struct ggml_tensor                   * ids,
+        const struct ggml_expert_cache_state * state,
+        int32_t                                n_pinned);
+
+// copies the experts on the fill list from the store into their slots
+//
+//   slots:   result of ggml_expert_resolve
+//   cache:   n_weights tensors [.., .., >= n_slots], which the operation writes
+//   store:   n_weights addresses of tensors [.., .., n_expert] with the layout of cache; the device must be able to read
+//            them. They are no sources of the operation: the scheduler would copy all experts to the device.
+//   result:  view of slots, to be used as the ids of ggml_mul_mat_id with the cached weights
+GGML_API struct ggml_tensor * ggml_expert_fill(
+        struct ggml_context                  * ctx,
+        struct ggml_tensor                   * slots,
+        const struct ggml_expert_cache_state * state,
+        int                                    n_weights,
+        struct ggml_tensor *                 * cache,
+        const void *                         * store);
+
+#ifdef  __cplusplus
+}
+#endif

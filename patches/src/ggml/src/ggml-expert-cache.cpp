@@ -1,0 +1,96 @@
+#include "ggml-expert-cache-impl.h"
+
+#include "ggml-backend.h"
+
+#include <vector>
+
+ggml_expert_cache_state ggml_new_expert_cache_state(ggml_context * ctx, int64_t n_expert, int64_t n_slots) {
+    GGML_ASSERT(n_slots > 0 && n_slots <= n_expert);
+
+    return {
+        /*.table    =*/ ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_expert),
+        /*.owner    =*/ ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_slots),
+        /*.stamp    =*/ ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_slots),
+        /*.fills    =*/ ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 2, n_slots + 1),
+        /*.counters =*/ ggml_new_tensor_1d(ctx, GGML_TYPE_I64, GGML_EXPERT_CACHE_N_COUNTERS),
+    };
+}
+
+template <typename T>
+static void expert_cache_set(ggml_tensor * tensor, const std::vector<T> & data) {
+    GGML_ASSERT(data.size()*sizeof(T) == ggml_nbytes(tensor));
+    ggml_backend_tensor_set(tensor, data.data(), 0, ggml_nbytes(tensor));
+}
+
+void ggml_expert_cache_state_init(const ggml_expert_cache_state * state, const int32_t * owner) {
+    const int32_t n_expert = state->table->ne[0];
+    const int32_t n_slots  = state->owner->ne[0];
+
+    std::vector<int32_t> table(n_expert, -1);
+    std::vector<int64_t> stamp(n_slots);
+    std::vector<int32_t> fills(2*(n_slots + 1), 0);
+
+    for (int32_t s = 0; s < n_slots; ++s) {
+        if (owner[s] < 0) {
+            stamp[s] = INT64_MIN; // an empty slot is the first choice
+            continue;
+        }
+        GGML_ASSERT(owner[s] < n_expert && table[owner[s]] == -1);
+        table[owner[s]] = s;
+        stamp[s] = -1 - s; // before the first access, slot 0 last
+
+        int32_t & n = fills[0];
+        n++;
+        fills[2*n + 0] = owner[s];
+        fills[2*n + 1] = s;
+    }
+
+    expert_cache_set(state->table,    table);
+    expert_cache_set(state->owner,    std::vector<int32_t>(owner, owner + n_slots));
+    expert_cache_set(state->stamp,    stamp);
+    expert_cache_set(state->fills,    fills);
+    expert_cache_set(state->counters, std::vector<int64_t>(GGML_EXPERT_CACHE_N_COUNTERS, 0));
+}
+
+ggml_tensor * ggml_expert_resolve(ggml_context * ctx, ggml_tensor * ids, const ggml_expert_cache_state * state, int32_t n_pinned) {
+    GGML_ASSERT(ids->type == GGML_TYPE_I32);
+    GGML_ASSERT(ids->ne[2] == 1 && ids->ne[3] == 1);
+    GGML_ASSERT(n_pinned >= 0);
+    // otherwise a step could need more experts at once than there are slots
+    GGML_ASSERT(ggml_nelements(ids) <= state->owner->ne[0] - n_pinned);
+
+    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, ids->ne[0], ids->ne[1]);
+
+    ggml_set_op_params_i32(result, 0, n_pinned);
+
+    result->op     = GGML_OP_EXPERT_RESOLVE;
+    result->src[0] = ids;
+    result->src[1] = state->table;
+    result->src[2] = state->owner;
+    result->src[3] = state->stamp;
+    result->src[4] = state->fills;
+    result->src[5] = state->counters;
+
+    return result;
+}
+
+ggml_tensor * ggml_expert_fill(
+        ggml_context * ctx, ggml_tensor * slots, const ggml_expert_cache_state * state,
+        int n_weights, ggml_tensor ** cache, const void ** store) {
+    GGML_ASSERT(n_weights > 0 && n_weights <= GGML_EXPERT_CACHE_MAX_WEIGHTS);
+    static_assert(GGML_EXPERT_CACHE_MAX_WEIGHTS*sizeof(void *) <= GGML_MAX_OP_PARAMS, "store addresses do not fit");
+
+    ggml_tensor * result = ggml_view_tensor(ctx, slots);
+
+    ggml_set_op_params(result, store, n_weights*sizeof(store[0]));
+
+    result->op     = GGML_OP_EXPERT_FILL;
+    result->src[0] = slots;
+    result->src[1] = state->fills;
+    for (int i = 0; i < n_weights; ++i) {
+        GGML_ASSERT(cache[i]->ne[2] >= state->owner->ne[0] && ggml_is_contiguous(cache[i]));
+        result->src[2 + i] = cache[i];
+    }
+
+    return result;
+}

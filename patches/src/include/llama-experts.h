@@ -1,0 +1,33 @@
+#pragma once
+
+#include "llama.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Expert cache of a context: see llama_context_params.expert_cache_* for its settings and ggml-expert-cache.h for terms
+
+// counters of one layer since the last reset
+struct llama_expert_cache_layer_stats {
+    int32_t il;           // layer of the model
+    int64_t hits;         // accesses (token, selected expert) to a resident expert
+    int64_t misses;       // accesses that copied an expert into a slot
+    size_t  expert_bytes; // size of one expert
+};
+
+// number of layers that the cache serves, 0 if it is not engaged
+LLAMA_API int32_t llama_expert_cache_n_layers(const struct llama_context * ctx);
+
+// i < llama_expert_cache_n_layers; waits for the device
+LLAMA_API struct llama_expert_cache_layer_stats llama_expert_cache_get_layer_stats(struct llama_context * ctx, int32_t i);
+
+// back to the state after the context was created: prewarmed slots, zero counters
+LLAMA_API void llama_expert_cache_reset(struct llama_context * ctx);
+
+// what the cache is doing, as a JSON object on one line; valid as long as the context
+LLAMA_API const char * llama_expert_cache_status(const struct llama_context * ctx);
+
+#ifdef __cplusplus
+}
+#endif

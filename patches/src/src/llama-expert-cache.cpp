@@ -1,0 +1,594 @@
+#include "llama-expert-cache.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cinttypes>
+#include <cstring>
+#include <fstream>
+#include <numeric>
+#include <sstream>
+#include <stdexcept>
+
+//
+// llama_expert_pin_list
+//
+
+namespace {
+
+[[noreturn]] void pin_list_error(const std::string & path, int line, const std::string & what) {
+    throw std::runtime_error(format("expert cache: pin list '%s', line %d: %s", path.c_str(), line, what.c_str()));
+}
+
+// reads "name value" from a line; the model has expected
+uint32_t pin_list_value(const std::string & path, int line, const std::string & text, const char * name, std::initializer_list<uint32_t> expected) {
+    std::istringstream is(text);
+    std::string key;
+    std::string rest;
+    int64_t     value = -1;
+    if (!(is >> key >> value) || key != name || is >> rest) {
+        pin_list_error(path, line, format("expected '%s N'", name));
+    }
+    if (std::find(expected.begin(), expected.end(), value) == expected.end()) {
+        pin_list_error(path, line, format("%s is %" PRId64 ", but the model has %u: the list belongs to another model", name, value, *expected.begin()));
+    }
+    return value;
+}
+
+std::vector<int32_t> pin_list_experts(const std::string & path, int line, std::istringstream & is, uint32_t n_expert) {
+    std::vector<int32_t> experts;
+    std::vector<bool>    seen(n_expert, false);
+
+    std::string word;
+    while (is >> word) {
+        size_t  end = 0;
+        int64_t id  = -1;
+        try {
+            id = std::stoll(word, &end);
+        } catch (const std::exception &) {
+            end = 0;
+        }
+        if (end != word.size()) {
+            pin_list_error(path, line, format("'%s' is not an expert id", word.c_str()));
+        }
+        if (id < 0 || id >= (int64_t) n_expert) {
+            pin_list_error(path, line, format("expert %" PRId64 " is not in 0..%u", id, n_expert - 1));
+        }
+        if (seen[id]) {
+            pin_list_error(path, line, format("expert %" PRId64 " is listed twice", id));
+        }
+        seen[id] = true;
+        experts.push_back(id);
+    }
+
+    return experts;
+}
+
+} // namespace
+
+llama_expert_pin_list llama_expert_pin_list::read(const std::string & path, uint32_t n_layer, uint32_t n_layer_all, uint32_t n_expert) {
+    std::ifstream file(path);
+    if (!file) {
+        throw std::runtime_error(format("expert cache: cannot read the pin list '%s': %s", path.c_str(), strerror(errno)));
+    }
+
+    std::string text;
+    int line = 0;
+    const auto next = [&]() {
+        line++;
+        return (bool) std::getline(file, text);
+    };
+
+    if (!next() || text.find("EXPERT_CACHE_PIN_LIST v1") == std::string::npos) {
+        pin_list_error(path, line, "expected a comment with 'EXPERT_CACHE_PIN_LIST v1': not a pin list");
+    }
+    next();
+    n_layer = pin_list_value(path, line, text, "n_layer", { n_layer, n_layer_all });
+    next();
+    pin_list_value(path, line, text, "n_expert", { n_expert });
+
+    llama_expert_pin_list result;
+    result.layers.resize(n_layer_all);
+
+    for (uint32_t i = 0; i < n_layer; ++i) {
+        if (!next()) {
+            pin_list_error(path, line, format("expected 'layer %u: ...': the list is truncated", i));
+        }
+        std::istringstream is(text);
+        std::string key;
+        std::string index;
+        if (!(is >> key >> index) || key != "layer" || index != std::to_string(i) + ":") {
+            pin_list_error(path, line, format("expected 'layer %u: ...'", i));
+        }
+        result.layers[i] = pin_list_experts(path, line, is, n_expert);
+    }
+    if (next()) {
+        pin_list_error(path, line, format("there is more than the %u layers", n_layer));
+    }
+
+    return result;
+}
+
+//
+// llama_expert_cache
+//
+
+size_t llama_expert_cache::layer::expert_bytes() const {
+    return std::accumulate(exps.begin(), exps.end(), size_t(0), [](size_t sum, const weights & w) { return sum + w.store->nb[2]; });
+}
+
+ggml_tensor * llama_expert_cache::layer::build_fill(ggml_context * ctx, ggml_tensor * slots) const {
+    std::vector<const void *>  store;
+    std::vector<ggml_tensor *> cache;
+    for (const auto & w : exps) {
+        store.push_back(w.store->data);
+        cache.push_back(w.cache);
+    }
+    return ggml_expert_fill(ctx, slots, &state, exps.size(), cache.data(), store.data());
+}
+
+llama_expert_cache::llama_expert_cache(
+        const llama_model          & model,
+        const llama_context_params & params,
+        const std::vector<ggml_backend_ptr> & backends) :
+    requested(params.expert_cache_capacity),
+    n_expert_used(model.hparams.n_expert_used_max()),
+    n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0) {
+    if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
+        throw std::runtime_error("expert cache: this build has the policy 'lru' only");
+    }
+    if (params.expert_cache_pinned > 0 && !params.expert_cache_pin_list) {
+        throw std::runtime_error(format("expert cache: %d slots are to be pinned, but there is no pin list", params.expert_cache_pinned));
+    }
+
+    collect(model, backends, params.ctx_type);
+    order_experts(model, params.expert_cache_pin_list);
+
+    if (requested != LLAMA_EXPERT_CACHE_AUTO && requested < n_expert_used) {
+        throw std::runtime_error(format("expert cache: capacity %d is below the %d experts that a token uses: choose %d to %d",
+                requested, n_expert_used, n_expert_used, n_expert));
+    }
+    if (engaged()) {
+        allocate(n_expert_used); // the fewest slots that serve a token
+    }
+
+    status_json = info().json();
+}
+
+// the back end that computes on a device
+static ggml_backend_t find_backend(const std::vector<ggml_backend_ptr> & backends, ggml_backend_dev_t dev) {
+    for (const auto & backend : backends) {
+        if (ggml_backend_get_device(backend.get()) == dev) {
+            return backend.get();
+        }
+    }
+    return nullptr;
+}
+
+static bool is_cpu(ggml_backend_dev_t dev) {
+    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+static bool dev_has_expert_cache(ggml_backend_dev_t dev) {
+    // the slots of a split tensor would need a split store
+    if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
+        return false;
+    }
+
+    ggml_init_params params = { /*.mem_size =*/ 16*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+    ggml_context_ptr ctx { ggml_init(params) };
+
+    const auto state = ggml_new_expert_cache_state(ctx.get(), 2, 1);
+
+    const void  * store = nullptr;
+    ggml_tensor * cache = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 1, 1, 1);
+    ggml_tensor * slots = ggml_expert_resolve(ctx.get(), ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, 1, 1), &state, 0);
+    ggml_tensor * fill  = ggml_expert_fill(ctx.get(), slots, &state, 1, &cache, &store);
+
+    return ggml_backend_dev_supports_op(dev, slots) && ggml_backend_dev_supports_op(dev, fill);
+}
+
+// on the CPU the slots keep the layout of the store, which may be repacked
+static ggml_backend_buffer_type_t slots_buft(ggml_backend_dev_t dev, const ggml_tensor * store) {
+    if (!is_cpu(dev)) {
+        return ggml_backend_dev_buffer_type(dev);
+    }
+    return ggml_backend_buffer_is_host(store->buffer) ? ggml_backend_cpu_buffer_type() : ggml_backend_buffer_get_type(store->buffer);
+}
+
+// in host memory, as in the file or repacked for the CPU
+static bool in_host_memory(const ggml_tensor * exps) {
+    const auto dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(exps->buffer));
+    return ggml_backend_buffer_is_host(exps->buffer) || (dev && is_cpu(dev));
+}
+
+static bool is_repacked(const ggml_tensor * exps) {
+    return !ggml_backend_buffer_is_host(exps->buffer);
+}
+
+// why a layer with these experts cannot be served, empty if it can
+static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend_dev_t dev, ggml_backend_t backend, bool have_gpu) {
+    if (!std::all_of(exps.begin(), exps.end(), in_host_memory)) {
+        return "experts are in device memory";
+    }
+    if (is_cpu(dev) && have_gpu) {
+        return "the layer runs on the CPU";
+    }
+    if (!backend || !dev_has_expert_cache(dev)) {
+        return format("the back end of %s has no expert cache", ggml_backend_dev_name(dev));
+    }
+    if (!is_cpu(dev) && std::any_of(exps.begin(), exps.end(), is_repacked)) {
+        return "experts are repacked for the CPU, load them with --no-repack";
+    }
+    if (!std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_contiguous(t) && t->ne[3] == 1; })) {
+        return "experts are not contiguous";
+    }
+    return "";
+}
+
+void llama_expert_cache::collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type) {
+    const bool have_gpu = std::any_of(backends.begin(), backends.end(), [](const ggml_backend_ptr & backend) {
+        const auto type = ggml_backend_dev_type(ggml_backend_get_device(backend.get()));
+        return type != GGML_BACKEND_DEVICE_TYPE_CPU && type != GGML_BACKEND_DEVICE_TYPE_ACCEL;
+    });
+
+    // the layers that this context computes
+    const bool is_mtp  = ctx_type == LLAMA_CONTEXT_TYPE_MTP;
+    const int  il_begin = is_mtp ? model.hparams.n_layer() : 0;
+    const int  il_end   = is_mtp ? model.hparams.n_layer_all : model.hparams.n_layer();
+
+    std::set<std::string> reasons;
+    for (int il = il_begin; il < il_end; ++il) {
+        const auto & ml = model.layers[il];
+
+        std::vector<ggml_tensor *> exps;
+        for (ggml_tensor * t : { ml.ffn_gate_up_exps, ml.ffn_gate_exps, ml.ffn_up_exps, ml.ffn_down_exps }) {
+            if (t) {
+                exps.push_back(t);
+            }
+        }
+        if (exps.empty()) {
+            continue;
+        }
+
+        n_moe++;
+        n_expert = std::max<int32_t>(n_expert, exps[0]->ne[2]);
+
+        layer cur = {};
+        cur.il      = il;
+        cur.dev     = model.dev_layer(il);
+        cur.backend = find_backend(backends, cur.dev);
+
+        const std::string why = why_not(exps, cur.dev, cur.backend, have_gpu);
+        if (!why.empty()) {
+            reasons.insert(why);
+            continue;
+        }
+        for (ggml_tensor * t : exps) {
+            cur.exps.push_back({ t, nullptr, slots_buft(cur.dev, t) });
+        }
+        layers.push_back(std::move(cur));
+    }
+
+    if (n_moe == 0) {
+        reasons.insert("the model has no experts");
+    }
+
+    reason.clear();
+    for (const auto & why : reasons) {
+        reason += (reason.empty() ? "" : "; ") + why;
+    }
+}
+
+void llama_expert_cache::order_experts(const llama_model & model, const char * pin_list) {
+    llama_expert_pin_list pins;
+    if (pin_list) {
+        pins = llama_expert_pin_list::read(pin_list, model.hparams.n_layer(), model.hparams.n_layer_all, n_expert);
+    }
+    pins.layers.resize(model.hparams.n_layer_all);
+
+    for (auto & l : layers) {
+        std::vector<bool> listed(l.n_expert(), false);
+        for (const int32_t e : pins.layers[l.il]) {
+            if (e >= l.n_expert()) {
+                throw std::runtime_error(format("expert cache: pin list '%s' has expert %d in layer %d, which has %d", pin_list, e, l.il, l.n_expert()));
+            }
+            listed[e] = true;
+            l.order.push_back(e);
+        }
+        l.n_listed = l.order.size();
+
+        for (int32_t e = 0; e < l.n_expert(); ++e) {
+            if (!listed[e]) {
+                l.order.push_back(e);
+            }
+        }
+    }
+}
+
+// half of the capacity is pinned if there is a pin list that says nothing else
+void llama_expert_cache::choose_pinned(int32_t wanted) {
+    const int32_t most = wanted - n_expert_used;
+    if (n_pinned_requested > most) {
+        throw std::runtime_error(format("expert cache: %d of %d slots pinned leaves fewer than the %d that a token uses: pin at most %d",
+                n_pinned_requested, wanted, n_expert_used, most));
+    }
+    n_pinned = n_pinned_requested < 0 ? std::min(wanted/2, most) : n_pinned_requested;
+}
+
+// bytes of n slots in every layer
+size_t llama_expert_cache::bytes(int32_t n) const {
+    return std::accumulate(layers.begin(), layers.end(), size_t(0), [n](size_t sum, const layer & l) { return sum + n*l.expert_bytes(); });
+}
+
+// steps of more tokens go past the cache
+int32_t llama_expert_cache::batch_limit() const {
+    return (n_slots - n_pinned)/n_expert_used;
+}
+
+// what a device can still give; the CPU back end reports all the memory there is as free
+static size_t free_memory(ggml_backend_dev_t dev) {
+    size_t free  = 0;
+    size_t total = 0;
+    ggml_backend_dev_memory(dev, &free, &total);
+
+    if (is_cpu(dev)) {
+        std::ifstream meminfo("/proc/meminfo");
+        std::string   name;
+        size_t        kib = 0;
+        while (meminfo >> name >> kib && meminfo.ignore(64, '\n')) {
+            if (name == "MemAvailable:") {
+                return std::min(free, kib*1024);
+            }
+        }
+    }
+    return free;
+}
+
+// the same for every layer; the slots that the cache has already count as free
+int32_t llama_expert_cache::capacity_that_fits() const {
+    // room for the state of the cache, padding, and what drivers allocate late, such as the code of kernels
+    const size_t margin = 256u*1024*1024;
+
+    std::map<ggml_backend_dev_t, size_t> per_slot;
+    for (const auto & l : layers) {
+        per_slot[l.dev] += l.expert_bytes();
+    }
+
+    int32_t result = n_expert;
+    for (const auto & [dev, slot_bytes] : per_slot) {
+        const size_t free      = free_memory(dev);
+        const size_t available = free > margin ? free - margin : 0;
+        result = std::min<int64_t>(result, n_slots + available/slot_bytes);
+    }
+    return result;
+}
+
+bool llama_expert_cache::resize() {
+    if (!engaged()) {
+        LLAMA_LOG_WARN("%s\n", info().line().c_str());
+        return false;
+    }
+
+    const int32_t largest = capacity_that_fits();
+    const int32_t wanted  = requested == LLAMA_EXPERT_CACHE_AUTO ? largest : std::min(requested, n_expert);
+    if (wanted > largest) {
+        throw std::runtime_error(format("expert cache: %d slots of %.1f MiB do not fit: the largest capacity that does is %d",
+                wanted, bytes(1)/1024.0/1024.0, largest));
+    }
+
+    choose_pinned(wanted);
+    allocate(wanted);
+    reset();
+
+    status_json = info().json();
+    LLAMA_LOG_INFO("%s\n", info().line().c_str());
+    return true;
+}
+
+void llama_expert_cache::allocate(int32_t n_slots_new) {
+    ctxs_bufs.clear(); // free the old slots first
+    cached.clear();
+
+    n_slots = n_slots_new;
+
+    std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
+    const auto ctx_for_buft = [&](ggml_backend_buffer_type_t buft) {
+        if (ctx_map.count(buft) == 0) {
+            // 3 weights and the 5 tensors of the state
+            ggml_init_params params = { /*.mem_size =*/ 8*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+            ctx_map[buft] = ggml_init(params);
+            ctxs_bufs.emplace_back(ctx_map[buft], nullptr);
+        }
+        return ctx_map[buft];
+    };
+
+    for (size_t i = 0; i < layers.size(); ++i) {
+        auto & l = layers[i];
+
+        const int32_t n = std::min(n_slots, l.n_expert());
+
+        for (auto & w : l.exps) {
+            // the kernels for repacked weights want more than one matrix
+            w.cache = ggml_new_tensor_3d(ctx_for_buft(w.buft), w.store->type, w.store->ne[0], w.store->ne[1], std::max(n, 2));
+            ggml_format_name(w.cache, "%s.slots", w.store->name);
+            cached[w.store] = { i, w.cache };
+        }
+
+        // the state is in plain memory
+        l.state = ggml_new_expert_cache_state(ctx_for_buft(ggml_backend_dev_buffer_type(l.dev)), l.n_expert(), n);
+    }
+
+    for (auto & [ctx, buf] : ctxs_bufs) {
+        const auto it = std::find_if(ctx_map.begin(), ctx_map.end(), [c = ctx.get()](const auto & entry) { return entry.second == c; });
+
+        buf.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), it->first));
+        if (!buf) {
+            throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s: choose a smaller capacity", n_slots, ggml_backend_buft_name(it->first)));
+        }
+        // the scheduler runs operations where their weights are
+        ggml_backend_buffer_set_usage(buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    }
+}
+
+void llama_expert_cache::reset() {
+    // one node and its sources
+    const size_t n_tensors = 1 + GGML_MAX_SRC;
+
+    ggml_init_params params = { /*.mem_size =*/ ggml_tensor_overhead() + ggml_graph_overhead_custom(n_tensors, false), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+
+    for (const auto & l : layers) {
+        ggml_expert_cache_state_init(&l.state, l.order.data());
+
+        ggml_context_ptr ctx { ggml_init(params) };
+        ggml_cgraph    * gf = ggml_new_graph_custom(ctx.get(), n_tensors, false);
+
+        // all owners are on the fill list
+        ggml_tensor * fill = l.build_fill(ctx.get(), l.state.owner);
+        ggml_backend_view_init(fill);
+        ggml_build_forward_expand(gf, fill);
+
+        if (ggml_backend_graph_compute(l.backend, gf) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error(format("expert cache: cannot fill the slots of layer %d", l.il));
+        }
+    }
+}
+
+ggml_tensor * llama_expert_cache::build_slots(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const {
+    const layer * l = nullptr;
+    for (const ggml_tensor * t : exps) {
+        if (!t) {
+            continue;
+        }
+        const auto it = cached.find(t);
+        if (it == cached.end()) {
+            return nullptr;
+        }
+        l = &layers[it->second.layer];
+    }
+
+    const int32_t pinned = std::min(n_pinned, l->n_listed);
+    if (ggml_nelements(selected) > l->state.owner->ne[0] - pinned) {
+        return nullptr;
+    }
+    return l->build_fill(ctx, ggml_expert_resolve(ctx, selected, &l->state, pinned));
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> llama_expert_cache::memory_breakdown() const {
+    std::map<ggml_backend_buffer_type_t, size_t> result;
+    for (const auto & [_, buf] : ctxs_bufs) {
+        result[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
+    }
+    return result;
+}
+
+llama_expert_cache_layer_stats llama_expert_cache::layer_stats(int32_t i) const {
+    const auto & l = layers.at(i);
+
+    int64_t counters[GGML_EXPERT_CACHE_N_COUNTERS];
+    ggml_backend_tensor_get(l.state.counters, counters, 0, sizeof(counters));
+
+    return { l.il, counters[GGML_EXPERT_CACHE_HITS], counters[GGML_EXPERT_CACHE_MISSES], l.expert_bytes() };
+}
+
+static std::string json_string(const std::string & text) {
+    return text.empty() ? "null" : "\"" + text + "\""; // our own texts only, nothing to escape
+}
+
+static std::string capacity_str(int32_t capacity) {
+    switch (capacity) {
+        case LLAMA_EXPERT_CACHE_OFF:  return "off";
+        case LLAMA_EXPERT_CACHE_AUTO: return "auto";
+        default:                      return std::to_string(capacity);
+    }
+}
+
+std::string llama_expert_cache_info::json() const {
+    std::string device_list;
+    for (const auto & name : devices) {
+        device_list += (device_list.empty() ? "" : ", ") + json_string(name);
+    }
+    const std::string miss_cost = engaged ? format("copy of up to %.1f KiB from host memory", expert_bytes/1024.0) : "";
+
+    return
+        format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"lru\", ", engaged ? "true" : "false", json_string(reason).c_str()) +
+        format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", capacity_str(requested).c_str(), capacity, pinned) +
+        format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
+        format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
+                device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
+        format("\"store_pinned\": false, \"miss_cost\": %s, \"batch_limit\": %d}", json_string(miss_cost).c_str(), batch_limit);
+}
+
+std::string llama_expert_cache_info::line() const {
+    if (!engaged) {
+        return format("expert cache: not engaged: %s", reason.c_str());
+    }
+    std::string device_list;
+    for (const auto & name : devices) {
+        device_list += (device_list.empty() ? "" : ", ") + name;
+    }
+    return
+        format("expert cache: engaged: lru, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
+                capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
+        format("a miss copies up to %.1f KiB; steps of up to %d tokens%s%s", expert_bytes/1024.0, batch_limit,
+                reason.empty() ? "" : "; other layers not served: ", reason.c_str());
+}
+
+llama_expert_cache_info llama_expert_cache::info() const {
+    llama_expert_cache_info result;
+
+    result.engaged       = engaged();
+    result.reason        = reason;
+    result.requested     = requested;
+    result.capacity      = n_slots;
+    result.pinned        = n_pinned;
+    result.n_expert      = n_expert;
+    result.n_expert_used = n_expert_used;
+    result.n_layers      = n_layers();
+    result.n_layers_moe  = n_moe;
+    result.batch_limit   = engaged() ? batch_limit() : 0;
+
+    for (const auto & [_, size] : memory_breakdown()) {
+        result.cache_bytes += size;
+    }
+    for (const auto & l : layers) {
+        result.expert_bytes = std::max(result.expert_bytes, l.expert_bytes());
+        result.store_bytes += l.n_expert()*l.expert_bytes();
+        result.devices.insert(ggml_backend_dev_name(l.dev));
+    }
+
+    return result;
+}
+
+//
+// interface
+//
+
+int32_t llama_expert_cache_n_layers(const llama_context * ctx) {
+    const auto * cache = ctx->get_expert_cache();
+    return cache ? cache->n_layers() : 0;
+}
+
+llama_expert_cache_layer_stats llama_expert_cache_get_layer_stats(llama_context * ctx, int32_t i) {
+    GGML_ASSERT(i >= 0 && i < llama_expert_cache_n_layers(ctx));
+    ctx->synchronize();
+    return ctx->get_expert_cache()->layer_stats(i);
+}
+
+void llama_expert_cache_reset(llama_context * ctx) {
+    if (auto * cache = ctx->get_expert_cache()) {
+        ctx->synchronize();
+        cache->reset();
+    }
+}
+
+const char * llama_expert_cache_status(const llama_context * ctx) {
+    const auto * cache = ctx->get_expert_cache();
+    static const std::string off = llama_expert_cache_info().json();
+    return cache ? cache->status().c_str() : off.c_str();
+}

@@ -1,0 +1,143 @@
+#pragma once
+
+#include "llama-experts.h"
+
+#include "ggml-cpp.h"
+#include "ggml-expert-cache.h"
+
+#include <initializer_list>
+#include <map>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct llama_model;
+
+// experts to pin, read from a text file:
+//   # EXPERT_CACHE_PIN_LIST v1
+//   n_layer  N
+//   n_expert N
+//   layer I: e0 e1 ...   (one line per layer, most used first; may be empty)
+struct llama_expert_pin_list {
+    std::vector<std::vector<int32_t>> layers; // [n_layer][...] expert ids
+
+    // n_layer_all counts the layers for multi-token prediction too; a list may leave them out
+    // throws std::runtime_error that names the line at fault
+    static llama_expert_pin_list read(const std::string & path, uint32_t n_layer, uint32_t n_layer_all, uint32_t n_expert);
+};
+
+// what the cache is doing
+struct llama_expert_cache_info {
+    bool        engaged       = false;
+    std::string reason        = "off"; // why layers are not served, empty if all are
+    int32_t     requested     = LLAMA_EXPERT_CACHE_OFF;
+    int32_t     capacity      = 0;     // slots per layer
+    int32_t     pinned        = 0;
+    int32_t     n_expert      = 0;
+    int32_t     n_expert_used = 0;
+    int32_t     n_layers      = 0;     // served by the cache
+    int32_t     n_layers_moe  = 0;     // with experts
+    int32_t     batch_limit   = 0;     // steps of more tokens go past the cache
+    size_t      cache_bytes   = 0;
+    size_t      store_bytes   = 0;
+    size_t      expert_bytes  = 0;     // largest expert
+
+    std::set<std::string> devices;
+
+    std::string json() const; // one line
+    std::string line() const; // for people
+};
+
+// Keeps the most recently used experts of the layers whose experts are in host memory on the device of the layer.
+class llama_expert_cache {
+public:
+    // chooses the layers to serve and starts with the fewest slots that serve one token; see resize
+    // throws std::runtime_error if the parameters do not fit the model
+    llama_expert_cache(
+            const llama_model          & model,
+            const llama_context_params & params,
+            const std::vector<ggml_backend_ptr> & backends);
+
+    // to be called when the weights, the KV cache and the compute buffers are allocated: gives the cache the slots that
+    // were asked for, or with "auto" as many as the free memory of each device allows
+    // returns whether the slots are new tensors now, which graphs must be rebuilt for
+    // throws std::runtime_error naming the largest capacity that fits
+    bool resize();
+
+    // prewarmed slots, zero counters
+    void reset();
+
+    bool engaged() const { return !layers.empty(); }
+
+    // slots of the selected experts, or null if these weights are not served or the step has too many experts
+    //   selected: I32 [n_expert_used, n_tokens]
+    //   exps:     the weights that will be multiplied, null for those that the model does not have
+    ggml_tensor * build_slots(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const;
+
+    // the slots of expert weights for which build_slots gave a result
+    ggml_tensor * get_cached(const ggml_tensor * exps) const { return cached.at(exps).cache; }
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const;
+
+    int32_t n_layers() const { return layers.size(); }
+    llama_expert_cache_layer_stats layer_stats(int32_t i) const;
+
+    const std::string & status() const { return status_json; }
+
+private:
+    // weights of the experts of a layer: gate, up or down
+    struct weights {
+        ggml_tensor              * store; // [.., .., n_expert] in host memory
+        ggml_tensor              * cache; // [.., .., n_slots]  on the device
+        ggml_backend_buffer_type_t buft;  // of cache
+    };
+
+    struct layer {
+        int                  il;
+        ggml_backend_dev_t   dev;
+        ggml_backend_t       backend;
+        std::vector<weights> exps;
+
+        std::vector<int32_t> order;    // experts, in the order in which they get slots; the first n_pinned are pinned
+        int32_t              n_listed; // how many of them the pin list names
+
+        ggml_expert_cache_state state;
+
+        int32_t n_expert()     const { return exps[0].store->ne[2]; }
+        size_t  expert_bytes() const;
+
+        ggml_tensor * build_fill(ggml_context * ctx, ggml_tensor * slots) const;
+    };
+
+    void collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type);
+    void order_experts(const llama_model & model, const char * pin_list);
+    void choose_pinned(int32_t wanted);
+    void allocate(int32_t n_slots_new);
+    llama_expert_cache_info info() const;
+
+    int32_t capacity_that_fits() const;
+    int32_t batch_limit() const;
+    size_t  bytes(int32_t n) const;
+
+    const int32_t     requested; // LLAMA_EXPERT_CACHE_AUTO or the number of slots
+    const int32_t     n_expert_used;
+    const int32_t     n_pinned_requested; // negative = half of the slots
+    int32_t           n_expert = 0;
+    int32_t           n_slots  = 0;
+    int32_t           n_pinned = 0;
+    int32_t           n_moe    = 0; // layers with experts, served or not
+    std::string       reason;       // why layers are not served
+    std::string       status_json;
+
+    std::vector<layer> layers;
+
+    struct cached_weights {
+        size_t        layer; // index in layers
+        ggml_tensor * cache;
+    };
+
+    std::unordered_map<const ggml_tensor *, cached_weights> cached; // by the weights in the store
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+};

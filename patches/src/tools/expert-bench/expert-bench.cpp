@@ -1,0 +1,529 @@
+// Measuring driver for the expert cache: loads a model once, decodes prompts greedily and writes one JSON line per
+// repetition with the time, the cache accesses and a hash of the logits of every step.
+
+#include "arg.h"
+#include "build-info.h"
+#include "common.h"
+#include "expert-cache.h"
+#include "llama-experts.h"
+#include "log.h"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <clocale>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if !defined(_WIN32)
+#include <sys/resource.h>
+#endif
+
+using json = nlohmann::ordered_json;
+
+static constexpr int SCHEMA_VERSION = 1;
+
+//
+// arguments
+//
+
+struct bench_params {
+    std::string prompts;          // JSON lines of {"id": ..., "text": ...}
+    std::string out;              // empty = standard output
+    int32_t     repetitions = 1;
+    int32_t     parallel    = 1;  // sequences decoded in lockstep
+};
+
+static void print_usage(int argc, char ** argv) {
+    (void) argc;
+    LOG("\nmeasure greedy decoding of prompts, with or without the expert cache\n");
+    LOG("\n  %s -m model.gguf --prompts prompts.jsonl -n 128 [-r N] [--parallel N] [-o out.jsonl] [--expert-cache N]\n", argv[0]);
+    LOG("\n  --prompts FNAME   one JSON object {\"id\": ..., \"text\": ...} per line");
+    LOG("\n  -r N              repetitions (default: 1)");
+    LOG("\n  --parallel N      prompts decoded together, one token each per step (default: 1)");
+    LOG("\n  -o FNAME          write the results there (default: standard output)\n\n");
+}
+
+static int32_t parse_positive(const std::string & arg, const std::string & value) {
+    const bool digits = !value.empty() && value.size() < 8 && value.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits || std::stoi(value) < 1) {
+        throw std::invalid_argument(string_format("%s: '%s' is not a number from 1", arg.c_str(), value.c_str()));
+    }
+    return std::stoi(value);
+}
+
+// takes our own arguments out of argv and leaves the common ones
+static bench_params parse_own(std::vector<char *> & argv) {
+    bench_params params;
+
+    std::vector<char *> rest;
+    for (size_t i = 0; i < argv.size(); ++i) {
+        const std::string arg = argv[i];
+
+        const bool own = arg == "--prompts" || arg == "-o" || arg == "-r" || arg == "--parallel";
+        if (!own) {
+            rest.push_back(argv[i]);
+            continue;
+        }
+        if (++i == argv.size()) {
+            throw std::invalid_argument(string_format("%s needs a value", arg.c_str()));
+        }
+        const std::string value = argv[i];
+        if (arg == "--prompts") {
+            params.prompts = value;
+        } else if (arg == "-o") {
+            params.out = value;
+        } else if (arg == "-r") {
+            params.repetitions = parse_positive(arg, value);
+        } else {
+            params.parallel = parse_positive(arg, value);
+        }
+    }
+    argv = rest;
+
+    return params;
+}
+
+//
+// prompts
+//
+
+struct prompt {
+    std::string              id;
+    std::vector<llama_token> tokens;
+};
+
+static std::vector<prompt> read_prompts(const std::string & path, const llama_vocab * vocab) {
+    std::ifstream file(path);
+    if (!file) {
+        throw std::runtime_error(string_format("cannot read the prompts '%s': %s", path.c_str(), strerror(errno)));
+    }
+
+    std::vector<prompt> prompts;
+    std::string line;
+    for (int n = 1; std::getline(file, line); ++n) {
+        if (line.empty()) {
+            continue;
+        }
+        const json object = json::parse(line, nullptr, /*allow_exceptions =*/ false);
+        if (!object.is_object() || !object.contains("id") || !object.contains("text") || !object["id"].is_string() || !object["text"].is_string()) {
+            throw std::runtime_error(string_format("%s, line %d: not an object with the strings 'id' and 'text'", path.c_str(), n));
+        }
+        prompts.push_back({ object["id"], common_tokenize(vocab, object["text"].get<std::string>(), /*add_special =*/ true) });
+        if (prompts.back().tokens.empty()) {
+            throw std::runtime_error(string_format("%s, line %d: the text has no tokens", path.c_str(), n));
+        }
+    }
+    if (prompts.empty()) {
+        throw std::runtime_error(string_format("%s: no prompts", path.c_str()));
+    }
+    return prompts;
+}
+
+//
+// measuring
+//
+
+// counters of each layer
+struct counters {
+    std::vector<llama_expert_cache_layer_stats> layers;
+
+    static counters read(llama_context * ctx) {
+        counters result;
+        for (int32_t i = 0; i < llama_expert_cache_n_layers(ctx); ++i) {
+            result.layers.push_back(llama_expert_cache_get_layer_stats(ctx, i));
+        }
+        return result;
+    }
+
+    counters since(const counters & before) const {
+        counters result = *this;
+        for (size_t i = 0; i < layers.size(); ++i) {
+            result.layers[i].hits   -= before.layers[i].hits;
+            result.layers[i].misses -= before.layers[i].misses;
+        }
+        return result;
+    }
+
+    void add(const counters & other) {
+        if (layers.empty()) {
+            layers = other.layers;
+            return;
+        }
+        for (size_t i = 0; i < layers.size(); ++i) {
+            layers[i].hits   += other.layers[i].hits;
+            layers[i].misses += other.layers[i].misses;
+        }
+    }
+
+    int64_t hits() const {
+        int64_t sum = 0;
+        for (const auto & l : layers) { sum += l.hits; }
+        return sum;
+    }
+
+    int64_t misses() const {
+        int64_t sum = 0;
+        for (const auto & l : layers) { sum += l.misses; }
+        return sum;
+    }
+
+    int64_t bytes_moved() const {
+        int64_t sum = 0;
+        for (const auto & l : layers) { sum += l.misses*(int64_t) l.expert_bytes; }
+        return sum;
+    }
+};
+
+// What was decoded for one prompt. Of sequences that are decoded in lockstep each has the time and the accesses of the
+// whole step.
+struct sequence {
+    explicit sequence(const prompt * src) : src(src) {}
+
+    const prompt * src;
+
+    int64_t                  prompt_ns = 0;
+    std::vector<llama_token> tokens;
+    std::vector<int64_t>     token_ns;
+    std::vector<std::string> logits_hash;
+    std::vector<float>       logits_margin; // between the two best tokens
+    std::vector<int64_t>     hits;
+    std::vector<int64_t>     misses;
+};
+
+static int64_t time_ns() {
+    return ggml_time_us()*1000;
+}
+
+// FNV-1a
+static std::string hash_logits(const float * logits, int32_t n) {
+    uint64_t hash = 0xcbf29ce484222325ull;
+    const auto * bytes = (const unsigned char *) logits;
+    for (size_t i = 0; i < n*sizeof(float); ++i) {
+        hash = (hash ^ bytes[i])*0x100000001b3ull;
+    }
+    return string_format("%016llx", (unsigned long long) hash);
+}
+
+// greedy choice from the logits of a step
+static void choose(sequence & seq, const float * logits, int32_t n_vocab) {
+    if (!std::all_of(logits, logits + n_vocab, [](float x) { return std::isfinite(x); })) {
+        throw std::runtime_error(string_format("prompt '%s': the logits of step %zu are not finite", seq.src->id.c_str(), seq.tokens.size()));
+    }
+
+    llama_token best   = 0;
+    float       second = -INFINITY;
+    for (llama_token t = 1; t < n_vocab; ++t) {
+        if (logits[t] > logits[best]) {
+            second = logits[best];
+            best   = t;
+        } else {
+            second = std::max(second, logits[t]);
+        }
+    }
+    seq.tokens.push_back(best);
+    seq.logits_hash.push_back(hash_logits(logits, n_vocab));
+    seq.logits_margin.push_back(logits[best] - second);
+}
+
+class bench {
+public:
+    bench(const common_params & params, const bench_params & own, llama_context * ctx, std::vector<prompt> prompts) :
+        params(params), own(own), ctx(ctx), prompts(std::move(prompts)),
+        n_vocab(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))),
+        batch(ctx) {
+        check_fits();
+    }
+
+    json run(int32_t repetition) {
+        llama_expert_cache_reset(ctx);
+
+        prompt_counters = {};
+        decode_counters = {};
+        decode_ns       = 0;
+
+        std::vector<sequence> seqs;
+        for (size_t first = 0; first < prompts.size(); first += own.parallel) {
+            const size_t last = std::min(prompts.size(), first + own.parallel);
+            for (auto & seq : run_group(first, last)) {
+                seqs.push_back(std::move(seq));
+            }
+            LOG_INF("repetition %d: %zu of %zu prompts\n", repetition, last, prompts.size());
+        }
+        return report(repetition, seqs);
+    }
+
+private:
+    void check_fits() const {
+        for (const auto & p : prompts) {
+            const size_t need = own.parallel*(p.tokens.size() + params.n_predict);
+            if (need > llama_n_ctx(ctx)) {
+                throw std::runtime_error(string_format("prompt '%s' and %d tokens times %d sequences need a context of %zu, there are %u: set -c %zu",
+                        p.id.c_str(), params.n_predict, own.parallel, need, llama_n_ctx(ctx), need));
+            }
+        }
+    }
+
+    void decode() {
+        if (llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch.get()) != 0) {
+            throw std::runtime_error("the model could not be evaluated");
+        }
+        llama_synchronize(ctx);
+    }
+
+    // prompts first to last - 1, decoded in lockstep
+    std::vector<sequence> run_group(size_t first, size_t last) {
+        llama_memory_clear(llama_get_memory(ctx), false);
+
+        std::vector<sequence> seqs;
+        for (size_t i = first; i < last; ++i) {
+            seqs.emplace_back(&prompts[i]);
+            run_prompt(seqs.back(), i - first);
+        }
+        for (int32_t step = 1; step < params.n_predict; ++step) {
+            run_step(seqs);
+        }
+        return seqs;
+    }
+
+    void run_prompt(sequence & seq, llama_seq_id id) {
+        const auto & tokens  = seq.src->tokens;
+        const auto   before  = counters::read(ctx);
+        const auto   t_start = time_ns();
+
+        for (size_t i = 0; i < tokens.size(); i += llama_n_batch(ctx)) {
+            const size_t end = std::min(tokens.size(), i + llama_n_batch(ctx));
+
+            batch.clear();
+            for (size_t j = i; j < end; ++j) {
+                batch.add(tokens[j], j, id, j + 1 == tokens.size());
+            }
+            decode();
+        }
+
+        seq.prompt_ns = time_ns() - t_start;
+        prompt_counters.add(counters::read(ctx).since(before));
+
+        // the first token belongs to the prompt
+        seq.token_ns.push_back(0);
+        seq.hits.push_back(0);
+        seq.misses.push_back(0);
+        choose(seq, llama_get_logits_ith(ctx, -1), n_vocab);
+    }
+
+    void run_step(std::vector<sequence> & seqs) {
+        batch.clear();
+        for (size_t s = 0; s < seqs.size(); ++s) {
+            batch.add(seqs[s].tokens.back(), seqs[s].src->tokens.size() + seqs[s].tokens.size() - 1, s, true);
+        }
+
+        const auto before  = counters::read(ctx);
+        const auto t_start = time_ns();
+        decode();
+        const auto ns    = time_ns() - t_start;
+        const auto delta = counters::read(ctx).since(before);
+
+        decode_ns += ns;
+        decode_counters.add(delta);
+
+        for (size_t s = 0; s < seqs.size(); ++s) {
+            seqs[s].token_ns.push_back(ns);
+            seqs[s].hits.push_back(delta.hits());
+            seqs[s].misses.push_back(delta.misses());
+            choose(seqs[s], llama_get_logits_ith(ctx, s), n_vocab);
+        }
+    }
+
+    json report(int32_t repetition, const std::vector<sequence> & seqs) const {
+        const json status = json::parse(llama_expert_cache_status(ctx));
+
+        json prompts_json = json::array();
+        int64_t prompt_ns = 0;
+        size_t  n_prompt  = 0;
+        size_t  n_decode  = 0;
+        for (const auto & seq : seqs) {
+            prompts_json.push_back({
+                { "id",            seq.src->id },
+                { "n_prompt",      seq.src->tokens.size() },
+                { "prompt_ns",     seq.prompt_ns },
+                { "tokens",        seq.tokens },
+                { "token_ns",      seq.token_ns },
+                { "logits_hash",   seq.logits_hash },
+                { "logits_margin", seq.logits_margin },
+                { "hits",          seq.hits },
+                { "misses",        seq.misses },
+            });
+            prompt_ns += seq.prompt_ns;
+            n_prompt  += seq.src->tokens.size();
+            n_decode  += seq.tokens.size() - 1;
+        }
+
+        json layers = json::array();
+        for (const auto & l : decode_counters.layers) {
+            layers.push_back({ { "layer", l.il }, { "hits", l.hits }, { "misses", l.misses }, { "expert_bytes", l.expert_bytes } });
+        }
+
+        return {
+            { "schema",        SCHEMA_VERSION },
+            { "tool",          "llama-expert-bench" },
+            { "build_commit",  llama_commit() },
+            { "repetition",    repetition },
+            { "model",         params.model.path },
+            { "n_gen",         params.n_predict },
+            { "parallel",      own.parallel },
+            { "threads",       llama_n_threads(ctx) },
+            { "n_ctx",         llama_n_ctx(ctx) },
+            { "n_batch",       llama_n_batch(ctx) },
+            { "n_ubatch",      llama_n_ubatch(ctx) },
+            { "load_ns",       load_ns },
+            { "prompts",       prompts_json },
+            { "decode_ns",     decode_ns },
+            { "decode_tokens", n_decode },
+            { "prompt_ns",     prompt_ns },
+            { "prompt_tokens", n_prompt },
+            { "hits",          decode_counters.hits() },
+            { "misses",        decode_counters.misses() },
+            { "bytes_moved",   decode_counters.bytes_moved() },
+            { "prompt_hits",   prompt_counters.hits() },
+            { "prompt_misses", prompt_counters.misses() },
+            { "layers",        layers },
+            { "memory",        memory(status["cache_bytes"]) },
+            { "status",        status },
+        };
+    }
+
+    static json memory(const json & cache_bytes) {
+        json devices = json::array();
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+            if (ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_GPU) {
+                continue;
+            }
+            size_t free  = 0;
+            size_t total = 0;
+            ggml_backend_dev_memory(dev, &free, &total);
+            devices.push_back({ { "name", ggml_backend_dev_name(dev) }, { "total_bytes", total }, { "free_bytes", free } });
+        }
+
+        json host_peak = nullptr;
+#if !defined(_WIN32)
+        rusage usage = {};
+        getrusage(RUSAGE_SELF, &usage);
+#if defined(__APPLE__)
+        host_peak = (int64_t) usage.ru_maxrss;
+#else
+        host_peak = (int64_t) usage.ru_maxrss*1024;
+#endif
+#endif
+        return { { "host_peak_bytes", host_peak }, { "devices", devices }, { "cache_bytes", cache_bytes } };
+    }
+
+    const common_params & params;
+    const bench_params  & own;
+
+    llama_context * ctx;
+
+    const std::vector<prompt> prompts;
+    const int32_t             n_vocab;
+
+    common_batch batch;
+
+    counters prompt_counters;
+    counters decode_counters;
+    int64_t  decode_ns = 0;
+
+public:
+    int64_t load_ns = 0;
+};
+
+// one line, all or an error
+static void write_line(FILE * out, const json & object) {
+    const std::string line = object.dump() + "\n";
+    if (fwrite(line.data(), 1, line.size(), out) != line.size() || fflush(out) != 0) {
+        throw std::runtime_error(string_format("cannot write the results: %s", strerror(errno)));
+    }
+}
+
+// the last error that the library logged, to say why loading failed
+static std::string last_error;
+
+static void log_callback(ggml_log_level level, const char * text, void * user_data) {
+    if (level == GGML_LOG_LEVEL_ERROR) {
+        last_error = text;
+        last_error.erase(last_error.find_last_not_of('\n') + 1);
+    }
+    common_log_default_callback(level, text, user_data);
+}
+
+static void run(common_params & params, const bench_params & own) {
+    FILE * out = own.out.empty() ? stdout : fopen(own.out.c_str(), "wb");
+    if (!out) {
+        throw std::runtime_error(string_format("cannot write '%s': %s", own.out.c_str(), strerror(errno)));
+    }
+
+    const auto t_start = time_ns();
+
+    common_init_result_ptr init = common_init_from_params(params);
+    if (!init->model() || !init->context()) {
+        throw std::runtime_error(string_format("cannot load '%s': %s", params.model.path.c_str(), last_error.c_str()));
+    }
+
+    const auto load_ns = time_ns() - t_start;
+
+    bench b(params, own, init->context(), read_prompts(own.prompts, llama_model_get_vocab(init->model())));
+    b.load_ns = load_ns;
+
+    for (int32_t r = 0; r < own.repetitions; ++r) {
+        write_line(out, b.run(r));
+    }
+    if (out != stdout && fclose(out) != 0) {
+        throw std::runtime_error(string_format("cannot write '%s': %s", own.out.c_str(), strerror(errno)));
+    }
+}
+
+int main(int argc, char ** argv) {
+    std::setlocale(LC_NUMERIC, "C");
+
+    try {
+        common_init();
+        llama_log_set(log_callback, nullptr);
+
+        std::vector<char *> args(argv, argv + argc);
+        const bench_params own = parse_own(args);
+
+        common_params params;
+        params.verbosity = LOG_LEVEL_WARN;
+        if (!common_params_parse(args.size(), args.data(), params, LLAMA_EXAMPLE_COMMON, print_usage)) {
+            return 1;
+        }
+        if (own.prompts.empty()) {
+            throw std::invalid_argument("--prompts is missing");
+        }
+        if (params.n_predict < 1) {
+            throw std::invalid_argument("-n must be at least 1");
+        }
+
+        // one context for all sequences; only the last token of a prompt and one token per sequence have logits
+        params.n_parallel = own.parallel;
+        params.kv_unified = true;
+        params.n_batch    = std::max(params.n_batch, own.parallel);
+
+        llama_backend_init();
+        llama_numa_init(params.numa);
+
+        run(params, own);
+    } catch (const std::exception & e) {
+        common_log_flush(common_log_main());
+        fprintf(stderr, "error: %s\n", e.what());
+        return 1;
+    }
+
+    llama_backend_free();
+    return 0;
+}
