@@ -1,0 +1,70 @@
+# The pipeline's table of contents: source -> patched source -> build -> models -> measure -> parity
+# -> tables, figures, paper. One file per stage under workflow/rules.
+#
+#   snakemake --cores all all
+#   snakemake --cores all all --config study=NAME rows=NAME,NAME target=sm_90
+
+import shlex
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from tec import paths, run_lock
+from tec.config import TARGETS, select
+from tec.errors import TecError
+from tec.patches import load_series
+from tec.paths import relative
+from tec.pin import load_pin
+
+
+workdir: workflow.basedir
+
+
+try:
+    SELECTION = select(config)
+    PIN = load_pin()
+    SERIES = load_series()
+    if workflow.is_main_process and not workflow.output_settings.dryrun:
+        run_lock.hold(paths.CACHE / "pipeline.lock", "running this pipeline")
+except TecError as error:
+    raise WorkflowError(str(error)) from None
+
+STUDY = SELECTION.study
+ROWS = SELECTION.rows
+TARGET = SELECTION.target
+ENGINE = SERIES.hash(PIN.digest)  # what of llama.cpp a measurement depends on
+RESULTS = f"results/{STUDY.name}"
+TEC = shlex.join([sys.executable, "-m", "tec"])
+
+# The profile gives `machine`; a job that asks for all of it runs alone.
+if "machine" not in workflow.global_resources:
+    raise WorkflowError("profile workflow/profiles/default is not loaded: leave out --workflow-profile")
+WHOLE_MACHINE = workflow.global_resources["machine"].value
+
+
+wildcard_constraints:
+    target="|".join(TARGETS),
+    row="|".join(ROWS),
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/source.smk"
+include: "workflow/rules/build.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/parity.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/paper.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        rules.tables.output,
+        rules.parity.output,
+        expand(rules.figure.output, figure=FIGURES),
+        rules.paper.output,

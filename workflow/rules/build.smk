@@ -1,0 +1,34 @@
+# llama.cpp's programs for a target. The build tree is no output: Snakemake would delete it when a
+# job is interrupted, and the next run could not continue.
+
+
+rule build:
+    input:
+        rules.patch.output,
+    output:
+        relative(paths.build_manifest("{target}")),
+    params:
+        engine=ENGINE,
+    threads: workflow.cores
+    shell:
+        "{TEC} build {wildcards.target} --jobs {threads}"
+
+
+rule build_tests:
+    input:
+        rules.build.output,
+    output:
+        relative(paths.build_tests_manifest("{target}")),
+    params:
+        engine=ENGINE,
+    threads: workflow.cores
+    shell:
+        "{TEC} build {wildcards.target} --tests --jobs {threads}"
+
+
+# Everything that `make test` runs.
+rule binaries:
+    localrule: True
+    input:
+        relative(paths.build_manifest("cpu")),
+        relative(paths.build_tests_manifest("cpu")),

@@ -1,0 +1,22 @@
+# Verdicts are written first and enforced after the table of them exists: a failed check is seen.
+
+
+rule verdicts:
+    localrule: True
+    input:
+        rules.measure_parity.output,
+    output:
+        f"{RESULTS}/verdicts/{{row}}.jsonl",
+    shell:
+        "{TEC} parity judge {input} --out {output}"
+
+
+rule parity:
+    localrule: True
+    input:
+        verdicts=expand(rules.verdicts.output, row=ROWS),
+        table=f"{RESULTS}/tables/parity.csv",
+    output:
+        touch(f"{RESULTS}/verdicts/passed"),
+    shell:
+        "{TEC} parity enforce {input.verdicts}"

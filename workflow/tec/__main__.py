@@ -1,0 +1,5 @@
+"""`python -m tec`."""
+
+from tec.cli import main
+
+raise SystemExit(main())

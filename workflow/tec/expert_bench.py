@@ -1,0 +1,140 @@
+"""llama-expert-bench: decodes given prompts greedily and reports every token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from tec.errors import TecError
+from tec.process import Finished
+from tec.quantities import Bytes, Count, Nanoseconds
+
+TOOL = "llama-expert-bench"
+
+
+class _Line(BaseModel):
+    """A part of the tool's line; a record keeps the keys that are not read here too."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Prompt(_Line):
+    """One prompt's continuation; every list has one entry per generated token [n_gen].
+
+    Entry 0 comes from the prompt's last logits: it belongs to prompt processing and its time, hits
+    and misses are 0. Entries 1.. are decode steps.
+    """
+
+    id: str
+    tokens: tuple[int, ...]
+    token_ns: tuple[Nanoseconds, ...]
+    logits_hash: tuple[str, ...]
+    logits_margin: tuple[float, ...]
+    hits: tuple[Count, ...]
+    misses: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> Prompt:
+        for name in ("token_ns", "logits_hash", "logits_margin", "hits", "misses"):
+            if len(getattr(self, name)) != len(self.tokens):
+                raise ValueError(f"{name} has not one entry per token")
+        return self
+
+
+class Status(_Line):
+    """What the cache says about itself."""
+
+    engaged: bool
+    reason: str | None
+    capacity: Count | None = None
+
+
+class Device(_Line):
+    """Memory of one device."""
+
+    name: str
+    total_bytes: Bytes
+    free_bytes: Bytes
+
+
+class Memory(_Line):
+    """Memory in use after the run."""
+
+    devices: tuple[Device, ...] = ()
+
+
+class ExpertBench(_Line):
+    """One repetition: one line of the tool."""
+
+    prompts: tuple[Prompt, ...]
+    decode_ns: Nanoseconds
+    decode_tokens: Count
+    prompt_ns: Nanoseconds
+    prompt_tokens: Count
+    hits: Count
+    misses: Count
+    memory: Memory
+    status: Status
+
+    @property
+    def tg_tps(self) -> float:
+        """Decoded tokens per second."""
+        return self.decode_tokens / self.decode_ns * 1e9
+
+    @property
+    def pp_tps(self) -> float:
+        """Prompt tokens per second."""
+        return self.prompt_tokens / self.prompt_ns * 1e9
+
+    @property
+    def capacity(self) -> int | None:
+        """Slots per layer in force; None with the cache off."""
+        return self.status.capacity if self.status.engaged else None
+
+    @property
+    def vram_bytes(self) -> int | None:
+        """Device memory in use; None on a machine without devices of their own memory."""
+        if not self.memory.devices:
+            return None
+        return sum(device.total_bytes - device.free_bytes for device in self.memory.devices)
+
+
+def command(
+    binary: str,
+    model: str,
+    prompts: str,
+    n_gen: int,
+    threads: int,
+    ctx: int,
+    arm: Sequence[str],
+) -> tuple[str, ...]:
+    """Return the command line of one repetition."""
+    return (
+        *(binary, "-m", model, "--prompts", prompts, "-n", str(n_gen), "-r", "1"),
+        *("-t", str(threads), "-c", str(ctx), *arm),
+    )
+
+
+def parse(finished: Finished, expert_cache: str) -> dict[str, Any]:
+    """Return the tool's one line as it came, after checking it.
+
+    Raises:
+        TecError: no line, more than one, or not what the arm asked for.
+    """
+    lines = finished.stdout.splitlines()
+    if len(lines) != 1:
+        raise TecError(f"{TOOL} printed {len(lines)} lines instead of one")
+    try:
+        result: dict[str, Any] = json.loads(lines[0])
+        status = ExpertBench.model_validate(result).status
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise TecError(f"{TOOL} printed a line that cannot be read: {error}") from error
+    if expert_cache != "off" and not status.engaged:
+        raise TecError(
+            f"the expert cache was asked for ({expert_cache}) and is not engaged: {status.reason}",
+            hint="choose a capacity that fits, or take this arm out of the study",
+        )
+    return result

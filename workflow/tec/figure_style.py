@@ -1,0 +1,173 @@
+"""How every figure looks: size, type, marks that differ in grey, and files that do not change.
+
+A figure of one row is as wide as a column of the paper; a figure of several rows has one panel
+per row and is as wide as the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from tec.files import replacing
+
+COLUMN_WIDTH = 3.3
+"""Inches; one column of the paper."""
+PAGE_WIDTH = 6.9
+"""Inches; both columns and the gap."""
+CURVE_HEIGHT, SMALL_CURVE_HEIGHT = 2.3, 1.55
+"""Inches; a panel with curves on a column-wide and on a page-wide figure."""
+
+NOT_EVIDENCE = "functional, not evidence: no GPU"
+COUNTED_ON_CPU = "counted on the CPU back end, no GPU"
+CHECKED_ON_CPU = "checked on the CPU back end, no GPU"
+
+INK = "0.1"
+FAINT = "0.6"
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (4, 1.5),
+    (1.2, 1.2),
+    (6, 1.5, 1.2, 1.5),
+    (2.5, 1),
+    (5, 1, 1, 1, 1, 1),
+    (8, 2),
+)
+
+# Text becomes outlines in SVG, so that a figure looks the same wherever it is shown.
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 7,
+    "figure.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.2,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "tec",
+    "pdf.fonttype": 42,
+}
+
+
+class Look(NamedTuple):
+    """How one series is drawn; any of the three tells it from the others."""
+
+    color: tuple[float, float, float]
+    marker: str
+    dashes: tuple[float, ...]
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return a look for each name, from dark to light in the order given."""
+    colors = sns.color_palette("mako", as_cmap=True)(np.linspace(0.1, 0.72, len(names)))
+    return {
+        name: Look(tuple(color[:3]), _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
+        for i, (name, color) in enumerate(zip(names, colors, strict=True))
+    }
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save figures in TEC's style inside the block."""
+    with sns.axes_style("whitegrid"), mpl.rc_context(_STYLE):
+        yield
+
+
+def panels(
+    titles: Sequence[str], height: float | None = None, across: int = 3, in_column: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one titled panel per title.
+
+    Args:
+        titles: one per panel, in reading order.
+        height: of one panel, in inches; by default that of a panel with curves.
+        across: panels side by side on a page-wide figure.
+        in_column: up to this many panels share a column-wide figure.
+    """
+    narrow = len(titles) <= in_column
+    columns = min(len(titles), in_column if narrow else across)
+    lines = -(-len(titles) // columns)
+    height = height or (CURVE_HEIGHT if narrow else SMALL_CURVE_HEIGHT)
+    width = COLUMN_WIDTH if narrow else PAGE_WIDTH
+    figure = Figure(figsize=(width, lines * height), layout="constrained")
+    axes = [figure.add_subplot(lines, columns, i + 1) for i in range(len(titles))]
+    for panel, title in zip(axes, titles, strict=True):
+        panel.set_title(title)
+    return figure, axes
+
+
+def label_axes(axes: Sequence[Axes], x: str, y: str = "") -> None:
+    """Label the x axis of every column's last panel and the y axis of every line's first."""
+    first = axes[0].get_subplotspec()
+    columns = first.get_gridspec().ncols if first else 1
+    for index, panel in enumerate(axes):
+        panel.set_xlabel(x if index + columns >= len(axes) else "")
+        panel.set_ylabel(y if index % columns == 0 else "")
+
+
+def add_legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> None:
+    """Put a legend below the panels, in as many columns as the figure's width allows."""
+    columns = 2 if figure.get_figwidth() == COLUMN_WIDTH else 5
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))
+
+
+def handle(label: str, look: Look) -> Line2D:
+    """Return the legend's entry for a series."""
+    return Line2D([], [], label=label, color=look.color, marker=look.marker, dashes=look.dashes)
+
+
+def label_functional(
+    figure: Figure, text: str, functional: Sequence[str], rows: Sequence[str]
+) -> None:
+    """Say on the figure what was run without a GPU: all of `rows`, or the `functional` ones."""
+    if functional:
+        some = "" if len(functional) == len(rows) else f" ({', '.join(functional)})"
+        figure.suptitle(text + some, style="italic")
+
+
+def percent_axis(axis: Axis) -> None:
+    """Write an axis of shares in percent."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def arm_title(arm: str) -> str:
+    """Return an arm's name for a figure; a cached arm is its capacity."""
+    found = re.fullmatch(r"cached-c(\d+)", arm)
+    return f"C = {found[1]}" if found else arm
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format its suffix names; the same figure gives the same bytes."""
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], metadata=undated)

@@ -1,0 +1,216 @@
+"""A list of processes to run, kept process by process so that it can be interrupted.
+
+Finished processes are in `<file>.partial` until the last one ended; then that file gets its name.
+A second run does only what is missing. A partial file of another study, build, model or machine is
+set aside, never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tec.build import Manifest
+from tec.errors import TecError
+from tec.files import sha256_file, write_atomically
+from tec.gguf_file import ModelInfo
+from tec.machine_lock import machine_lock
+from tec.paths import ROOT
+from tec.process import Finished, run_tool
+from tec.records import BuildInfo, Protocol, Record, RunKey, append_record, read_partial
+from tec.system import System, read_system
+
+_READ_AHEAD = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process to run and how to read what it prints."""
+
+    arm: str
+    test: str
+    round: int
+    expert_cache: str
+    command: tuple[str, ...]
+    parse: Callable[[Finished], dict[str, Any]]
+    reads: tuple[Path, ...] = ()
+    """Files besides the model whose content decides the result."""
+    makes: Path | None = None
+    """A scratch file that later steps need."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self) -> str:
+        """Return the hash of what is run: arguments, variables, and the content of files read."""
+        files = [sha256_file(path) for path in self.reads]
+        return _hash([self.command[1:], sorted(self.environment.items()), files])
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all steps of one file have in common."""
+
+    study: str
+    protocol: Protocol
+    build: BuildInfo
+    model: ModelInfo
+    out: Path
+    log: Path
+    system: System = field(default_factory=read_system)
+
+    @property
+    def partial(self) -> Path:
+        """The file that holds the steps finished so far."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    def key(self, step: Step) -> RunKey:
+        """Return what has to be equal for two records to be repetitions of each other."""
+        return RunKey(
+            settings=step.settings(),
+            build=_hash(self.build),
+            model=self.model.sha256[:12],
+            system=self.system.fingerprint,
+        )
+
+    def run(self, steps: Sequence[Step], wait: float) -> None:
+        """Run the steps that are not done yet, then give the file its name.
+
+        Args:
+            steps: in the order they are to be run.
+            wait: seconds to wait for another measurement on this machine.
+
+        Raises:
+            TecError: the machine is taken, a tool fails, or the disk is full.
+        """
+        keys = [self.key(step) for step in steps]
+        with machine_lock(f"{self.study} {self.model.row} {self.protocol}", wait) as lock:
+            done = self._resume(steps, keys)
+            todo = [index for index in range(len(steps)) if index not in done]
+            if todo:
+                _read_once(ROOT / self.model.path)
+            progress = _Progress(len(steps), len(todo))
+            for index in todo:
+                record = self._run_step(steps[index], index, keys[index], lock)
+                append_record(self.partial, record)
+                progress.show(self.model.row, self.protocol, record)
+        self.partial.replace(self.out)
+
+    def _run_step(self, step: Step, order: int, key: RunKey, lock: int) -> Record:
+        started_at = datetime.now(UTC)
+        if step.makes is not None:
+            step.makes.parent.mkdir(parents=True, exist_ok=True)
+        finished = run_tool(step.command, step.environment, self.log, hold=(lock,))
+        try:
+            result = step.parse(finished)
+        except TecError as error:
+            where = f"{self.model.row}, arm {step.arm}, {step.test}"
+            raise TecError(error.what, where, error.hint or f"read {self.log}") from error
+        return Record(
+            study=self.study,
+            row=self.model.row,
+            arm=step.arm,
+            protocol=self.protocol,
+            test=step.test,
+            round=step.round,
+            order=order,
+            expert_cache=step.expert_cache,
+            started_at=started_at,
+            command=step.command,
+            environment=dict(step.environment),
+            key=key,
+            system=read_system(),  # now, because an idle card lowers its PCIe generation
+            build=self.build,
+            model=self.model,
+            process=finished.process,
+            result=result,
+        )
+
+    def _resume(self, steps: Sequence[Step], keys: Sequence[RunKey]) -> set[int]:
+        """Return the indices of the steps that the partial file already holds."""
+        records = read_partial(self.partial)
+        wanted = {
+            (step.arm, step.test, step.round, key): index
+            for index, (step, key) in enumerate(zip(steps, keys, strict=True))
+        }
+        found = [wanted.get((r.arm, r.test, r.round, r.key)) for r in records]
+        if None in found:
+            _set_aside(self.partial)
+            return set()
+        done = {index for index in found if index is not None}
+        lost = {i for i in done if (made := steps[i].makes) is not None and not made.exists()}
+        if lost:
+            kept = [r for r, i in zip(records, found, strict=True) if i not in lost]
+            lines = [record.model_dump_json(by_alias=True) + "\n" for record in kept]
+            write_atomically(self.partial, "".join(lines))
+        if done - lost:
+            _say(f"continuing: {len(done - lost)} of {len(steps)} processes are already done")
+        return done - lost
+
+
+class _Progress:
+    """One line per finished process, with the time that is left."""
+
+    def __init__(self, total: int, todo: int) -> None:
+        self.total = total
+        self.todo = todo
+        self.finished = 0
+        self.begin = time.monotonic()
+
+    def show(self, row: str, protocol: str, record: Record) -> None:
+        self.finished += 1
+        elapsed = time.monotonic() - self.begin
+        left = elapsed / self.finished * (self.todo - self.finished)
+        number = self.total - self.todo + self.finished
+        _say(
+            f"[{number}/{self.total}] {row} {protocol}: round {record.round + 1}, {record.arm} "
+            f"{record.test}, {record.process.wall:.1f} s; {_duration(left)} left"
+        )
+
+
+def build_info(manifest: Manifest) -> BuildInfo:
+    """Return what a record says about a build; paths of this machine's tools are left out."""
+    values = manifest.model_dump(include=set(BuildInfo.model_fields))
+    arguments = [word for word in manifest.cmake_args if not _names_a_path(word)]
+    return BuildInfo(**{**values, "cmake_args": tuple(arguments)})
+
+
+def _names_a_path(argument: str) -> bool:
+    return Path(argument.partition("=")[2]).is_absolute()
+
+
+def _set_aside(partial: Path) -> None:
+    number = 1
+    while (aside := partial.with_name(f"{partial.name}.{number}")).exists():
+        number += 1
+    partial.rename(aside)
+    _say(f"an unfinished run with other settings was set aside as {aside}; starting afresh")
+
+
+def _read_once(path: Path) -> None:
+    """Read a file through once, untimed, so that the first process finds it in memory too."""
+    buffer = bytearray(_READ_AHEAD)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def _hash(value: object) -> str:
+    """Return 12 hex digits for a model or any JSON value."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

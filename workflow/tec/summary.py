@@ -1,0 +1,147 @@
+"""Raw records of one row, arm and protocol, summed up for the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from tec.expert_bench import ExpertBench
+from tec.gguf_file import ModelInfo
+from tec.llama_bench import LlamaBench
+from tec.records import Evidence, Protocol, Record
+from tec.stats import cold_tps, steady_tps
+
+Role = Literal["baseline", "aa", "tec", "resident"]
+
+RESIDENT = "resident"
+"""Name of the arm that holds the whole model in VRAM: the ceiling, not a baseline."""
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm under one protocol; throughput in tokens per second by round."""
+
+    row: str
+    arm: str
+    protocol: Protocol
+    role: Role
+    model: ModelInfo
+    evidence: Evidence
+    tg: Mapping[int, float]
+    pp: Mapping[int, float]
+    hit_rate: float | None
+    """Hits / (hits + misses) over all rounds; None with the cache off."""
+    capacity: int | None = None
+    """Slots per layer in force; None with the cache off."""
+    vram_bytes: int | None = None
+    cold_tps: float | None = None
+    steady_tps: float | None = None
+
+    @property
+    def tg_tps(self) -> float:
+        """Decode throughput, median over rounds."""
+        return median(self.tg.values())
+
+    @property
+    def pp_tps(self) -> float:
+        """Prompt throughput, median over rounds."""
+        return median(self.pp.values())
+
+    @property
+    def capacity_share(self) -> float | None:
+        """Slots per layer as a share of the layer's experts."""
+        return None if self.capacity is None else self.capacity / self.model.n_expert
+
+
+def summarise(records: Iterable[Record]) -> list[ArmSummary]:
+    """Return one summary per row, protocol and arm.
+
+    Rows and protocols come in the order of the records; arms without a cache come first, then by
+    capacity.
+    """
+    groups: dict[tuple[str, Protocol], dict[str, list[Record]]] = {}
+    for record in records:
+        arms = groups.setdefault((record.row, record.protocol), {})
+        arms.setdefault(record.arm, []).append(record)
+    return [summary for arms in groups.values() for summary in _summarise_arms(arms)]
+
+
+def _summarise_arms(arms: Mapping[str, Sequence[Record]]) -> list[ArmSummary]:
+    """Sum up the arms of one row and protocol."""
+    roles = _roles({name: records[0] for name, records in arms.items()})
+    summaries = [
+        _PROTOCOLS[records[0].protocol](records, roles[name]) for name, records in arms.items()
+    ]
+    return sorted(summaries, key=lambda arm: (arm.capacity or 0, len(arm.arm), arm.arm))
+
+
+def _roles(arms: Mapping[str, Record]) -> dict[str, Role]:
+    """Return what each arm is for; two arms with the same settings are an A/A pair.
+
+    Of such a pair the arm with the shorter name is the one that is compared with others.
+    """
+    roles: dict[str, Role] = {}
+    seen: set[str] = set()
+    for name in sorted(arms, key=len):
+        settings = arms[name].key.settings
+        if settings in seen:
+            roles[name] = "aa"
+        elif name == RESIDENT:
+            roles[name] = "resident"
+        else:
+            roles[name] = "baseline" if arms[name].expert_cache == "off" else "tec"
+        seen.add(settings)
+    return roles
+
+
+def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
+    first = records[0]
+    runs = {record.round: ExpertBench.model_validate(record.result) for record in records}
+    last = runs[first.round]
+    return ArmSummary(
+        row=first.row,
+        arm=first.arm,
+        protocol=first.protocol,
+        role=role,
+        model=first.model,
+        evidence=first.evidence,
+        tg={number: run.tg_tps for number, run in runs.items()},
+        pp={number: run.pp_tps for number, run in runs.items()},
+        hit_rate=_share(
+            sum(run.hits for run in runs.values()), sum(run.misses for run in runs.values())
+        ),
+        capacity=last.capacity,
+        vram_bytes=last.vram_bytes if first.evidence == "gpu" else None,
+        cold_tps=median(cold_tps(record.result) for record in records),
+        steady_tps=median(steady_tps(record.result) for record in records),
+    )
+
+
+def _from_llama_bench(records: Sequence[Record], role: Role) -> ArmSummary:
+    first = records[0]
+    runs = [(record.round, LlamaBench.model_validate(record.result)) for record in records]
+    decodes = [run for _, run in runs if run.n_gen]
+    return ArmSummary(
+        row=first.row,
+        arm=first.arm,
+        protocol=first.protocol,
+        role=role,
+        model=first.model,
+        evidence=first.evidence,
+        tg={number: run.avg_ts for number, run in runs if run.n_gen},
+        pp={number: run.avg_ts for number, run in runs if run.n_prompt},
+        hit_rate=_share(
+            sum(run.expert_cache_hits for run in decodes),
+            sum(run.expert_cache_misses for run in decodes),
+        ),
+        capacity=decodes[0].capacity,
+    )
+
+
+_PROTOCOLS = {"prompts": _from_expert_bench, "random": _from_llama_bench}
+
+
+def _share(hits: int, misses: int) -> float | None:
+    return hits / (hits + misses) if hits + misses else None

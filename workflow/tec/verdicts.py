@@ -1,0 +1,170 @@
+"""Verdicts: does the cache change what a model says.
+
+1. self: the reference gives the same logits and tokens in fresh processes;
+2. bitwise: every step's logits of a cached arm equal the reference's;
+3. greedy: the same tokens as the stock engine with its experts on the CPU;
+4. ppl, kl: perplexity and KL divergence on a text.
+
+On the CPU back end the arm with the cache off is both the reference and the stock engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tec.errors import TecError
+from tec.expert_bench import ExpertBench, Prompt
+from tec.perplexity import Divergence
+from tec.records import Check, Outcome, Record, Verdict
+
+_Finding = tuple[Outcome, str]
+
+ENFORCED: tuple[Check, ...] = ("self", "bitwise")
+
+PPL_TOLERANCE = 1e-3
+"""Largest relative difference of the perplexities that passes."""
+KL_TOLERANCE = 1e-4
+"""Largest mean KL divergence, in nats per token above the reference's own, that passes."""
+
+_AT_THE_ENDS = "run at the smallest and the largest capacity only"
+
+
+def judge(records: Sequence[Record]) -> list[Verdict]:
+    """Return the verdicts that the records of one row's parity runs support."""
+    return list(_Judge(records).verdicts())
+
+
+def enforce(verdicts: Sequence[Verdict]) -> None:
+    """Raise a TecError when a check that decides about the run has not passed."""
+    failed = [v for v in verdicts if v.check in ENFORCED and v.verdict != "pass"]
+    if failed:
+        raise TecError(
+            "parity failed: " + "; ".join(f"{v.row} {v.arm} {v.check}: {v.detail}" for v in failed),
+            hint="the cache or the build is wrong: no number of this run means anything",
+        )
+
+
+class _Judge:
+    """The parity runs of one row, by test and arm."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        ordered = sorted(records, key=lambda record: record.order)
+        self.first = ordered[0]
+        self.reference = self.first.arm
+        self.greedy: dict[str, list[ExpertBench]] = {}
+        self.divergence: dict[str, Divergence] = {}
+        for record in ordered:
+            if record.test == "greedy":
+                run = ExpertBench.model_validate(record.result)
+                self.greedy.setdefault(record.arm, []).append(run)
+            elif record.test == "kl":
+                self.divergence[record.arm] = Divergence.model_validate(record.result)
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Yield the reference's check, then every cached arm's."""
+        yield self._verdict(self.reference, "self", self._self())
+        for arm in self.greedy:
+            if arm != self.reference:
+                yield self._verdict(arm, "bitwise", self._bitwise(arm))
+                yield self._verdict(arm, "greedy", self._greedy(arm))
+                yield self._verdict(arm, "ppl", self._ppl(arm))
+                yield self._verdict(arm, "kl", self._kl(arm))
+
+    def _verdict(self, arm: str, check: Check, finding: _Finding) -> Verdict:
+        outcome, detail = finding
+        return Verdict(
+            row=self.first.row,
+            arm=arm,
+            check=check,
+            verdict=outcome,
+            detail=detail,
+            evidence=self.first.evidence,
+        )
+
+    def _self(self) -> _Finding:
+        first, *others = self.greedy[self.reference]
+        if not others:
+            return "not_run", "needs two fresh processes"
+        for other in others:
+            if (place := _first_difference(first, other, _said)) is not None:
+                return "fail", f"two fresh processes differ first at {place}"
+        return "pass", f"{_n_steps(first)} steps equal in {1 + len(others)} fresh processes"
+
+    def _bitwise(self, arm: str) -> _Finding:
+        reference, run = self.greedy[self.reference][0], self.greedy[arm][0]
+        if (place := _first_difference(reference, run, _logits)) is not None:
+            return "fail", f"logits differ from those of {self.reference} first at {place}"
+        return "pass", f"logits of {_n_steps(run)} steps equal those of {self.reference}"
+
+    def _greedy(self, arm: str) -> _Finding:
+        reference, run = self.greedy[self.reference][0], self.greedy[arm][0]
+        place = _first_difference(reference, run, _tokens)
+        if place is None:
+            return "pass", f"{_n_steps(run)} tokens equal those of {self.reference}"
+        margin = place.margin(reference)
+        return "fail", (
+            f"tokens differ from those of {self.reference} first at {place}; "
+            f"its two best logits are {margin:.4g} apart there"
+        )
+
+    def _ppl(self, arm: str) -> _Finding:
+        found = self.divergence.get(arm)
+        if found is None:
+            return "not_run", _AT_THE_ENDS
+        apart = found.ppl / found.ppl_reference - 1
+        detail = f"{found.ppl:.4f}, {self.reference} {found.ppl_reference:.4f} ({apart:+.1e})"
+        return ("pass" if abs(apart) <= PPL_TOLERANCE else "fail"), detail
+
+    def _kl(self, arm: str) -> _Finding:
+        found = self.divergence.get(arm)
+        if found is None:
+            return "not_run", _AT_THE_ENDS
+        floor = self.divergence[self.reference].kl_mean
+        detail = (
+            f"mean {found.kl_mean:.2e} nats, {self.reference} itself {floor:.2e}; "
+            f"same top token {found.same_top:.1f} %"
+        )
+        return ("pass" if found.kl_mean <= floor + KL_TOLERANCE else "fail"), detail
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A generated token: which prompt, which of its tokens (from 0)."""
+
+    prompt: int
+    token: int
+
+    def margin(self, run: ExpertBench) -> float:
+        """Return how far apart the two best logits are that the token was chosen from."""
+        return run.prompts[self.prompt].logits_margin[self.token]
+
+    def __str__(self) -> str:
+        return f"prompt {self.prompt}, token {self.token}"
+
+
+def _first_difference(
+    one: ExpertBench, other: ExpertBench, what: Callable[[Prompt], Sequence[object]]
+) -> _Place | None:
+    """Return the first generated token at which two runs of the same prompts differ."""
+    for index, (left, right) in enumerate(zip(one.prompts, other.prompts, strict=True)):
+        for token, (a, b) in enumerate(zip(what(left), what(right), strict=True)):
+            if a != b:
+                return _Place(index, token)
+    return None
+
+
+def _logits(prompt: Prompt) -> Sequence[object]:
+    return prompt.logits_hash
+
+
+def _tokens(prompt: Prompt) -> Sequence[object]:
+    return prompt.tokens
+
+
+def _said(prompt: Prompt) -> Sequence[object]:
+    return list(zip(prompt.logits_hash, prompt.tokens, strict=True))
+
+
+def _n_steps(run: ExpertBench) -> int:
+    return sum(len(prompt.tokens) for prompt in run.prompts)

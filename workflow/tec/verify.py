@@ -1,0 +1,122 @@
+"""Small checks of a study's outputs: is everything there, whole, and allowed to stand."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tec.config import DEFAULT_STUDY, Selection, Study, select
+from tec.errors import TecError
+from tec.paths import RESULTS
+from tec.records import read_records
+from tec.verdicts import ENFORCED
+
+TABLES = {
+    "main": "row,arch,quant,size_gib,baseline_arm,baseline_tps,tec_arm,tec_tps,speedup,"
+    "speedup_lo,speedup_hi,hit_rate,evidence",
+    "capacity": "row,arm,protocol,capacity,capacity_share,vram_gib,tg_tps,pp_tps,hit_rate,"
+    "resident_tps,bound_tps,evidence",
+    "parity": "row,arm,check,verdict,detail",
+    "overhead": "row,arm,protocol,ratio_to_off,lo,hi,aa_lo,aa_hi,evidence",
+}
+"""Table -> the columns that other tools read."""
+
+
+MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-"}
+
+
+def problems(selection: Selection, results: Path) -> Iterator[str]:
+    """Yield what is wrong with a study's outputs in the folder `results`, one line each."""
+    for row in selection.rows:
+        for protocol in ("prompts", "random", "parity"):
+            yield from _run(results / "runs" / f"{row}.{protocol}.jsonl", selection.study)
+    for name, columns in TABLES.items():
+        yield from _table(results / "tables" / f"{name}.csv", columns.split(","))
+    yield from _parity(results / "tables" / "parity.csv", selection.rows)
+    yield from _speedups(results / "tables" / "main.csv", selection.rows)
+    figures = sorted((results / "figures").glob("*.*"))
+    if not figures:
+        yield f"{results / 'figures'}: no figures"
+    for document in [*figures, results / "paper.pdf"]:
+        yield from _document(document)
+
+
+def _run(path: Path, study: Study) -> Iterator[str]:
+    """Yield arms without records."""
+    records = read_records(path) if path.is_file() else []
+    if not records:
+        yield f"{path}: missing or empty"
+        return
+    model = records[0].model
+    arms = study.expand_arms(model.n_expert, model.n_expert_used)
+    if records[0].protocol == "parity":  # an arm without a cache is compared with nothing
+        arms = {name: arm for name, arm in arms.items() if arm.expert_cache != "off"}
+    if missing := set(arms).difference(record.arm for record in records):
+        yield f"{path}: no record of {', '.join(sorted(missing))}"
+
+
+def _table(path: Path, columns: list[str]) -> Iterator[str]:
+    """Yield a missing or empty table, and columns it lacks; Markdown and LaTeX go with it."""
+    for form in (path, path.with_suffix(".md"), path.with_suffix(".tex")):
+        if not form.is_file() or form.stat().st_size == 0:
+            yield f"{form}: missing or empty"
+    rows = _rows(path)
+    if not rows:
+        yield f"{path}: no rows"
+    elif missing := [column for column in columns if column not in rows[0]]:
+        yield f"{path}: no column {', '.join(missing)}"
+
+
+def _parity(path: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield failed verdicts, and rows without the verdicts that decide."""
+    rows = _rows(path)
+    for row in rows:
+        if row["verdict"] == "fail" and row["check"] in ENFORCED:
+            yield f"{path}: {row['row']} {row['arm']} {row['check']} failed: {row['detail']}"
+    passed = {(row["row"], row["check"]) for row in rows if row["verdict"] == "pass"}
+    for name in names:
+        for check in ENFORCED:
+            if (name, check) not in passed:
+                yield f"{path}: {name} has no passed verdict '{check}'"
+
+
+def _speedups(path: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield rows whose evidence is only functional and that claim a speed-up all the same."""
+    rows = _rows(path)
+    for row in rows:
+        if row["evidence"] == "functional" and (row["speedup"] or row["speedup_lo"]):
+            yield f"{path}: {row['row']} claims a speed-up without a GPU"
+    for name in sorted(set(names).difference(row["row"] for row in rows)):
+        yield f"{path}: no row {name}"
+
+
+def _document(path: Path) -> Iterator[str]:
+    """Yield a file that is missing or does not start as its kind does."""
+    if not path.is_file():
+        yield f"{path}: missing"
+    elif not path.read_bytes().lstrip().startswith(MAGIC.get(path.suffix, b"")):
+        yield f"{path}: not a {path.suffix} file"
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return a CSV file's rows; none when it is missing."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `tec verify`."""
+    parser = sub.add_parser("verify", help="check that a study's outputs are complete")
+    parser.add_argument("study", nargs="?", default=DEFAULT_STUDY)
+    parser.set_defaults(run=lambda options: _verify(options.study))
+
+
+def _verify(study: str) -> None:
+    if found := list(problems(select({"study": study}), RESULTS / study)):
+        hint = f"make all, or: snakemake --cores all all --config study={study}"
+        raise TecError("the outputs are not complete\n" + "\n".join(found), RESULTS / study, hint)
+    print(f"{study}: all outputs are there and complete, parity passed")
