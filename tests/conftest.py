@@ -1,0 +1,41 @@
+"""What tests share: the built programs, and a private copy of the cache's folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tec import paths, source
+from tec.build import Manifest, load_manifest
+from tec.errors import TecError
+
+
+@pytest.fixture(scope="session")
+def build_manifest() -> Manifest:
+    """The CPU build's manifest."""
+    return _manifest(paths.build_manifest("cpu"))
+
+
+@pytest.fixture(scope="session")
+def binaries(build_manifest: Manifest) -> dict[str, Path]:
+    """Program name -> path, of the CPU build: llama.cpp's tools and C++ tests."""
+    tests = _manifest(paths.build_tests_manifest("cpu"))
+    names = [*build_manifest.binaries, *tests.binaries]
+    return {name: build_manifest.bin_dir / name for name in names}
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        return load_manifest(path)
+    except TecError as error:
+        pytest.fail(f"{error}; or: make test")
+
+
+@pytest.fixture
+def source_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of .cache/source."""
+    folder = tmp_path / "source-cache"
+    monkeypatch.setattr(paths, "SOURCE_CACHE", folder)
+    monkeypatch.setattr(source, "SOURCE_CACHE", folder)
+    return folder

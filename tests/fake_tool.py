@@ -1,0 +1,141 @@
+"""The program that fake_tools installs: a script that does without this project's package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(sys.argv[0]).resolve().parent
+TOOL = Path(sys.argv[0]).name
+FAULTS: dict[str, Any] = json.loads((HERE / "faults.json").read_text())
+LINE = " ".join([TOOL, *sys.argv[1:]])
+N_EXPERT_USED = 2
+N_LAYER = 2
+
+
+def option(name: str, default: str = "") -> str:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+
+
+def struck(fault: str) -> bool:
+    return fault in FAULTS and FAULTS[fault] in LINE
+
+
+def capacity() -> int:
+    asked = option("--expert-cache", "off")
+    return 0 if asked == "off" or "not_engaged" in FAULTS else int(asked)
+
+
+def prompt(index: int, n_gen: int) -> dict[str, Any]:
+    """Return one prompt's result: a hit rate of C/16, faster with more hits, one cold step."""
+    strike = index == 1
+    tokens = [index * 100 + step for step in range(n_gen)]
+    salt = str(os.getpid()) if FAULTS.get("flaky") else ""
+    hashes = [
+        hashlib.sha256(f"{index} {step}{salt}".encode()).hexdigest()[:16] for step in range(n_gen)
+    ]
+    if strike and struck("wrong_logits"):
+        hashes[3:] = ["0" * 16] * (n_gen - 3)
+    if strike and struck("wrong_tokens"):
+        tokens[3:] = [0] * (n_gen - 3)
+    asked = N_EXPERT_USED * N_LAYER if capacity() else 0
+    hits = asked * capacity() // 16
+    step_ns = 2_000_000 + 100_000 * (asked - hits)
+    return {
+        "id": f"p{index}",
+        "n_prompt": 10,
+        "prompt_ns": 5_000_000,
+        "tokens": tokens,
+        "token_ns": [0, 9_000_000 if index == 0 else step_ns, *[step_ns] * (n_gen - 2)],
+        "logits_hash": hashes,
+        "logits_margin": [0.25] * n_gen,
+        "hits": [0, *[hits] * (n_gen - 1)],
+        "misses": [0, *[asked - hits] * (n_gen - 1)],
+    }
+
+
+def expert_bench() -> str:
+    n_gen = int(option("-n"))
+    prompts = [prompt(index, n_gen) for index in range(2)]
+    hits, misses = (sum(sum(p[what]) for p in prompts) for what in ("hits", "misses"))
+    layers = [
+        {"layer": layer, "hits": hits // N_LAYER, "misses": misses // N_LAYER}
+        for layer in range(N_LAYER if capacity() else 0)
+    ]
+    result = {
+        "schema": 1,
+        "tool": "llama-expert-bench",
+        "repetition": 0,
+        "model": option("-m"),
+        "n_gen": n_gen,
+        "prompts": prompts,
+        "decode_ns": sum(sum(p["token_ns"]) for p in prompts),
+        "decode_tokens": 2 * (n_gen - 1),
+        "prompt_ns": 10_000_000,
+        "prompt_tokens": 20,
+        "hits": hits,
+        "misses": misses,
+        "bytes_moved": 0,
+        "layers": layers,
+        "memory": {"host_peak_bytes": 1, "devices": [], "cache_bytes": 0},
+        "status": {
+            "engaged": capacity() > 0,
+            "reason": None if capacity() else "off",
+            "capacity": capacity(),
+        },
+    }
+    return json.dumps(result) + "\n"
+
+
+def llama_bench() -> str:
+    result = {
+        "n_prompt": int(option("-p")),
+        "n_gen": int(option("-n")),
+        "avg_ts": 400.0 + capacity(),
+        "expert_cache": option("--expert-cache", "off"),
+        "expert_cache_capacity": capacity(),
+        "expert_cache_hits": 3 * capacity(),
+        "expert_cache_misses": 48 - 3 * capacity() if capacity() else 0,
+    }
+    return json.dumps(result) + "\n"
+
+
+def perplexity() -> str:
+    base = Path(option("--kl-divergence-base"))
+    if "--kl-divergence" not in sys.argv:
+        base.write_text("predictions")
+        return "[1]10.0,\n0.29.005.974 I Final estimate: PPL = 10.0000 +/- 0.10000\n"
+    if not base.exists():
+        raise SystemExit(f"error: no {base}")
+    kl = 0.5 if struck("wrong_logits") else 0.000001
+    return (
+        "Mean PPL(Q)                   :  10.000000 ±   0.100000\n"
+        "Mean PPL(base)                :  10.000000 ±   0.100000\n"
+        "Mean ln(PPL(Q)/PPL(base))     :   0.000000 ±       -nan\n"
+        f"Mean    KLD: {kl:10.6f} ±   0.000000\nMaximum KLD:   0.000009\n"
+        "Same top p: 100.000 ± 0.000 %\n"
+    )
+
+
+def main() -> None:
+    with (HERE / "calls.txt").open("a") as log:
+        log.write(LINE + "\n")
+    time.sleep(FAULTS.get("slow", 0))
+    if struck("fail"):
+        print("loading\nerror: capacity 1 is below the 2 experts used per token", file=sys.stderr)
+        raise SystemExit(1)
+    tools = {
+        "llama-expert-bench": expert_bench,
+        "llama-bench": llama_bench,
+        "llama-perplexity": perplexity,
+    }
+    text = tools[TOOL]()
+    sys.stdout.write(text[: len(text) // 2] if "torn" in FAULTS else text)
+
+
+main()

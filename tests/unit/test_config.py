@@ -1,0 +1,162 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tec import config
+from tec.config import Arm, Capacities, Row, Study, load_study, select
+from tec.errors import TecError
+from tec.paths import STUDIES
+from tec.yaml_file import load_yaml
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "rows": ["one"],
+    "target": "cpu",
+    "arms": {"off": {"expert_cache": "off"}, "cached": {"expert_cache": "sweep"}},
+    "capacities": {"shares": [0.25, 0.5, 1.0]},
+    "protocols": {
+        "prompts": {"n_gen": 8, "rounds": 2, "threads": 1, "ctx": 64},
+        "random": {"n_prompt": 8, "n_gen": 8, "rounds": 1, "threads": 1},
+    },
+    "parity": {"n_gen": 8, "rounds": 2, "text": "text.txt"},
+}
+ROW = {
+    "name": "one",
+    "title": "One",
+    "source": {"kind": "file", "path": "one.gguf", "sha256": "0" * 64},
+    "prompts": "prompts.jsonl",
+}
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configs folder with one study and one row."""
+    for name, content in (("studies/tiny", TINY), ("models/one", ROW)):
+        file = tmp_path / f"{name}.yaml"
+        file.parent.mkdir()
+        file.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(config, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(config, "MODELS", tmp_path / "models")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("configs")
+class TestSelect:
+    def test_defaults_come_from_the_study(self) -> None:
+        selection = select({"study": "tiny"})
+        assert list(selection.rows) == ["one"]
+        assert selection.target == "cpu"
+
+    def test_rows_may_be_a_list_or_separated_by_commas(self) -> None:
+        assert (
+            select({"study": "tiny", "rows": "one,one"}).rows
+            == select({"study": "tiny", "rows": ["one"]}).rows
+        )
+
+    def test_target_is_overridden(self) -> None:
+        assert select({"study": "tiny", "target": "sm_90"}).target == "sm_90"
+
+    @pytest.mark.parametrize(
+        ("given", "unknown", "nearest"),
+        [
+            ({"study": "tny"}, "unknown study 'tny'", "did you mean 'tiny'?"),
+            ({"study": "tiny", "rows": "oen"}, "unknown row 'oen'", "did you mean 'one'?"),
+            ({"study": "tiny", "target": "sm90"}, "target 'sm90'", "did you mean 'sm_90'?"),
+            ({"study": "tiny", "taget": "cpu"}, "key 'taget'", "did you mean 'target'?"),
+            ({"study": "tiny", "rows": "zzz"}, "unknown row 'zzz'", "known names: one"),
+        ],
+    )
+    def test_unknown_name_is_an_error_with_the_nearest(
+        self, given: dict[str, str], unknown: str, nearest: str
+    ) -> None:
+        with pytest.raises(TecError) as caught:
+            select(given)
+        assert unknown in str(caught.value)
+        assert nearest in str(caught.value)
+
+
+def test_unknown_key_in_a_file_names_the_nearest_key_and_the_file(configs: Path) -> None:
+    file = configs / "studies" / "tiny.yaml"
+    protocols = {**TINY["protocols"], "prompts": {"n_gne": 8}}
+    file.write_text(yaml.safe_dump({**TINY, "protocols": protocols}))
+    with pytest.raises(TecError) as caught:
+        load_study("tiny")
+    assert "protocols.prompts: unknown key 'n_gne'; did you mean 'n_gen'?" in str(caught.value)
+    assert caught.value.where == file
+
+
+def test_wrong_value_names_the_key(configs: Path) -> None:
+    file = configs / "studies" / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "capacities": {"shares": [1.5]}}))
+    with pytest.raises(TecError, match=r"capacities\.shares\.0"):
+        load_study("tiny")
+
+
+def test_name_must_be_the_file_s(configs: Path) -> None:
+    (configs / "studies" / "other.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.raises(TecError, match="name is 'tiny', but the file is other"):
+        load_study("other")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("name: one\nname: two", "key 'name' twice"), ("", "file:")],
+)
+def test_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "row.yaml"
+    file.write_text(text)
+    with pytest.raises(TecError, match=message):
+        load_yaml(file, Row)
+
+
+def test_off_is_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text("expert_cache: off\n")
+    assert load_yaml(file, Arm).expert_cache == "off"
+
+
+class TestArms:
+    def test_sweep_becomes_an_arm_per_capacity(self) -> None:
+        arms = Study.model_validate(TINY).expand_arms(n_expert=64, n_expert_used=8)
+        assert list(arms) == ["off", "cached-c16", "cached-c32", "cached-c64"]
+        assert arms["cached-c16"].arguments() == ["--expert-cache", "16"]
+
+    @pytest.mark.parametrize("capacity", [4, 65])
+    def test_capacity_the_model_cannot_have(self, capacity: int) -> None:
+        study = Study.model_validate({**TINY, "arms": {"bad": {"expert_cache": capacity}}})
+        with pytest.raises(TecError, match=f"'bad' asks for {capacity} slots") as caught:
+            study.expand_arms(n_expert=64, n_expert_used=8)
+        assert caught.value.hint == "choose expert_cache from 8 to 64"
+
+    def test_other_options_follow_by_name(self) -> None:
+        arm = Arm(options={"n-cpu-moe": 99}, expert_cache_pinned=4)
+        expected = ["--expert-cache", "off", "--expert-cache-pinned", "4", "--n-cpu-moe", "99"]
+        assert arm.arguments() == expected
+
+    def test_zero_slots_is_refused(self) -> None:
+        with pytest.raises(ValidationError):
+            Arm.model_validate({"expert_cache": 0})
+
+
+@given(
+    shares=st.lists(st.floats(0.001, 1), min_size=1),
+    n_expert=st.integers(1, 512),
+    used=st.integers(1, 16),
+)
+def test_capacities_are_ascending_and_possible(
+    shares: list[float], n_expert: int, used: int
+) -> None:
+    used = min(used, n_expert)
+    slots = Capacities(shares=shares).slots(n_expert, used)
+    assert slots == sorted(set(slots))
+    assert all(used <= capacity <= n_expert for capacity in slots)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_study_is_valid_with_its_rows(path: Path) -> None:
+    assert select({"study": path.stem}).rows

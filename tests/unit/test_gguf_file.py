@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from gguf_files import N_EXPERT, N_EXPERT_USED, N_LAYER, cut, write_dense, write_moe
+from tec.errors import TecError
+from tec.gguf_file import read_geometry
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moe(tmp_path_factory.mktemp("gguf") / "moe.gguf")
+
+
+def test_geometry_of_a_moe_model(moe: Path) -> None:
+    geometry = read_geometry(moe)
+    assert (geometry.arch, geometry.quant) == ("qwen3moe", "F32")
+    assert (geometry.n_layer, geometry.n_moe_layers) == (N_LAYER, N_LAYER)
+    assert (geometry.n_expert, geometry.n_expert_used) == (N_EXPERT, N_EXPERT_USED)
+    assert geometry.n_params * 4 == pytest.approx(moe.stat().st_size, rel=0.02)
+
+
+def test_dense_model_is_refused_with_the_reason(tmp_path: Path) -> None:
+    dense = write_dense(tmp_path / "dense.gguf")
+    with pytest.raises(TecError, match="dense") as caught:
+        read_geometry(dense)
+    assert caught.value.where == dense
+    assert "Mixture-of-Experts" in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.01, 0.3, 0.9, 0.999999])
+def test_truncated_file_is_refused(moe: Path, tmp_path: Path, share: float) -> None:
+    with pytest.raises(TecError, match="truncated or damaged"):
+        read_geometry(cut(tmp_path / "cut.gguf", moe, share))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip file", b"GGU"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(TecError, match="not a GGUF file"):
+        read_geometry(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TecError, match="No such file") as caught:
+        read_geometry(tmp_path / "absent.gguf")
+    assert "absent.gguf" in str(caught.value)

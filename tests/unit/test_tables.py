@@ -1,0 +1,193 @@
+"""Tables made from measured stand-ins."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fake_study import make_session, make_steps, make_study
+from tec import machine_lock, steps
+from tec.cli import main
+from tec.measure import prompts_plan, random_plan
+from tec.parity import parity_plan
+from tec.records import Record, read_records
+from tec.summary import summarise
+from tec.system import Gpu
+from tec.table import EMPTY, Column, digits, escape_latex, escape_markdown
+from tec.tables import capacity_table, main_table, overhead_table
+
+DESIGN_COLUMNS = {
+    "main": "row, arch, quant, size_gib, baseline_arm, baseline_tps, tec_arm, tec_tps, speedup, "
+    "speedup_lo, speedup_hi, hit_rate, evidence",
+    "capacity": "row, arm, protocol, capacity, capacity_share, vram_gib, tg_tps, pp_tps, hit_rate, "
+    "resident_tps, bound_tps, evidence",
+    "parity": "row, arm, check, verdict, detail",
+    "overhead": "row, arm, protocol, ratio_to_off, lo, hi, aa_lo, aa_hi, evidence",
+}
+CARD = Gpu(
+    name="card",
+    vram_bytes=2**34,
+    compute_capability="9.0",
+    pcie_gen=5,
+    pcie_gen_max=5,
+    pcie_width=16,
+    pcie_width_max=16,
+    driver="1",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the fake study's records, verdicts and tables, made by the commands."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
+        patch.setattr(steps, "CACHE", folder / "cache")
+        maker = make_steps(folder, make_study(folder))
+        make_session(folder, maker, "prompts").run(prompts_plan(maker), wait=0)
+        make_session(folder, maker, "random").run(random_plan(maker), wait=0)
+        make_session(folder, maker, "parity").run(parity_plan(maker), wait=0)
+    verdicts = folder / "verdicts.jsonl"
+    runs = [str(folder / f"toy.{protocol}.jsonl") for protocol in ("prompts", "random")]
+    main(["parity", "judge", str(folder / "toy.parity.jsonl"), "--out", str(verdicts)])
+    main(["tables", "--runs", *runs, "--verdicts", str(verdicts), "--out", str(folder / "tables")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(results: Path) -> list[Record]:
+    files = [results / f"toy.{protocol}.jsonl" for protocol in ("prompts", "random")]
+    return [record for file in files for record in read_records(file)]
+
+
+def with_gpu(records: list[Record]) -> list[Record]:
+    """Return the records as if a graphics card had been there."""
+    system = records[0].system.model_copy(update={"gpus": (CARD,)})
+    build = records[0].build.model_copy(update={"target": "sm_90"})
+    return [record.model_copy(update={"system": system, "build": build}) for record in records]
+
+
+def table(results: Path, name: str) -> list[dict[str, str]]:
+    with (results / "tables" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", DESIGN_COLUMNS)
+def test_columns_begin_as_other_tools_expect(results: Path, name: str) -> None:
+    expected = DESIGN_COLUMNS[name].split(", ")
+    header = (results / "tables" / f"{name}.csv").read_text().splitlines()[0].split(",")
+    assert header[: len(expected)] == expected
+
+
+def test_no_speedup_without_a_gpu(results: Path) -> None:
+    (row,) = table(results, "main")
+    assert (row["baseline_arm"], row["tec_arm"], row["evidence"]) == (
+        "off",
+        "cached-c16",
+        "functional",
+    )
+    assert row["speedup"] == row["speedup_lo"] == row["speedup_hi"] == ""
+    assert float(row["baseline_tps"]) > 0
+    assert (row["hit_rate"], row["size_gib"]) == ("1", "1.5")
+
+
+def test_speedup_of_paired_rounds_with_a_gpu(records: list[Record]) -> None:
+    (row,) = main_table(summarise(with_gpu(records))).rows
+    assert row["evidence"] == "gpu"
+    assert row["speedup"] == pytest.approx(
+        float(row["tec_tps"] or 0) / float(row["baseline_tps"] or 1)
+    )
+    assert row["speedup_lo"] is not None
+
+
+def test_capacity_has_a_line_per_arm_and_protocol(results: Path) -> None:
+    rows = table(results, "capacity")
+    prompts = [row for row in rows if row["protocol"] == "prompts"]
+    assert [row["arm"] for row in prompts] == [
+        "off",
+        "off-aa",
+        "cached-c2",
+        "cached-c8",
+        "cached-c16",
+    ]
+    assert [row["capacity"] for row in prompts] == ["", "", "2", "8", "16"]
+    assert [row["capacity_share"] for row in prompts] == ["", "", "0.125", "0.5", "1"]
+    assert [row["hit_rate"] for row in prompts] == ["", "", "0", "0.5", "1"]
+    assert {row["vram_gib"] for row in rows} == {""}  # there is no VRAM without a GPU
+    assert {row["bound_tps"] for row in rows} == {""}
+    random = [row for row in rows if row["protocol"] == "random"]
+    assert [row["tg_tps"] for row in random] == ["400", "400", "402", "408", "416"]
+    assert {row["rounds"] for row in random} == {"2"}
+
+
+def test_cold_start_is_slower_than_steady_state(results: Path) -> None:
+    cached = next(row for row in table(results, "capacity") if row["arm"] == "cached-c8")
+    assert float(cached["cold_tps"]) < float(cached["steady_tps"])
+
+
+def test_overhead_is_a_ratio_to_off_beside_the_noise(results: Path) -> None:
+    rows = [row for row in table(results, "overhead") if row["protocol"] == "random"]
+    assert [row["arm"] for row in rows] == ["cached-c2", "cached-c8", "cached-c16"]
+    assert [row["ratio_to_off"] for row in rows] == ["1.005", "1.02", "1.04"]
+    assert {(row["aa_lo"], row["aa_hi"]) for row in rows} == {("1", "1")}
+
+
+def test_resident_arm_is_a_ceiling_and_no_baseline(records: list[Record]) -> None:
+    off = [r for r in with_gpu(records) if r.arm == "off"]
+    key = off[0].key.model_copy(update={"settings": "f" * 12})
+    resident = [r.model_copy(update={"arm": "resident", "key": key}) for r in off]
+    arms = summarise([*with_gpu(records), *resident])
+    (row,) = main_table(arms).rows
+    assert row["baseline_arm"] == "off"
+    assert all(row["resident_tps"] is not None for row in capacity_table(arms).rows)
+
+
+def test_functional_numbers_are_marked_where_they_stand(results: Path) -> None:
+    row = table(results, "main")[0]
+    for suffix, mark in (("md", " [f]"), ("tex", r"$^{\mathrm{f}}$")):
+        text = (results / "tables" / f"main.{suffix}").read_text()
+        for key in ("baseline_tps", "tec_tps"):
+            assert digits(4)(float(row[key])) + mark in text
+        assert "functional, not evidence" in text
+
+
+def test_gpu_numbers_carry_no_mark(records: list[Record]) -> None:
+    arms = summarise(with_gpu(records))
+    assert not main_table(arms).marked
+    assert not overhead_table(arms).marked
+    assert main_table(summarise(records)).marked
+
+
+def test_markdown_is_a_table(results: Path) -> None:
+    for name in DESIGN_COLUMNS:
+        text = (results / "tables" / f"{name}.md").read_text()
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(lines) == 2 + len(table(results, name))
+        assert len({line.count("|") for line in lines}) == 1
+
+
+def test_latex_has_as_many_cells_in_every_line(results: Path) -> None:
+    for name in DESIGN_COLUMNS:
+        text = (results / "tables" / f"{name}.tex").read_text()
+        lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(lines) == 1 + len(table(results, name))
+        assert len({line.count(" & ") for line in lines}) == 1
+
+
+def test_escapes() -> None:
+    assert escape_latex("a_b 5% {x} \\y ~^ 2\N{MULTIPLICATION SIGN}") == (
+        r"a\_b 5\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{} 2$\times$"
+    )
+    assert escape_markdown("a|b_c") == r"a\|b\_c"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234.6, "1235"), (123.44, "123.4"), (0.01467, "0.0147"), (0.0, "0.0000")]
+)
+def test_digits(value: float, text: str) -> None:
+    assert digits(4)(value) == text
+
+
+def test_missing_value_is_a_dash_without_mark() -> None:
+    column = Column("speedup", "speed-up", timed=True)
+    assert column.cell({"speedup": None, "evidence": "functional"}) == (EMPTY, False)

@@ -1,0 +1,67 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fake_results import write_results
+from fake_study import make_row, make_study
+from tec.config import Selection
+from tec.verify import problems
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A finished study's outputs."""
+    folder = write_results(tmp_path / "results")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "hit-rate.svg").write_text("<?xml version='1.0'?><svg/>")
+    (folder / "figures" / "hit-rate.pdf").write_bytes(b"%PDF-1.7")
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.7")
+    return folder
+
+
+@pytest.fixture
+def selection(tmp_path: Path) -> Selection:
+    row = make_row(tmp_path)
+    return Selection(study=make_study(tmp_path), rows={row.name: row}, target="cpu")
+
+
+def test_finished_study_has_no_problems(selection: Selection, results: Path) -> None:
+    assert list(problems(selection, results)) == []
+
+
+def cut_records(results: Path) -> None:
+    file = results / "runs" / "toy.prompts.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"arm":"cached-c8"' not in line))
+
+
+def fail_parity(results: Path) -> None:
+    file = results / "tables" / "parity.csv"
+    file.write_text(file.read_text().replace(",bitwise,pass,", ",bitwise,fail,"))
+
+
+def claim_speedup(results: Path) -> None:
+    file = results / "tables" / "main.csv"
+    header, values = (line.split(",") for line in file.read_text().splitlines())
+    values[header.index("speedup")] = "2.5"
+    file.write_text(f"{','.join(header)}\n{','.join(values)}\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (cut_records, "toy.prompts.jsonl: no record of cached-c8"),
+        (fail_parity, "toy cached-c8 bitwise failed"),
+        (claim_speedup, "toy claims a speed-up without a GPU"),
+        (lambda results: (results / "tables" / "main.tex").unlink(), "main.tex: missing or empty"),
+        (lambda results: (results / "runs" / "toy.random.jsonl").unlink(), "random.jsonl: missing"),
+        (lambda results: (results / "paper.pdf").write_text("%%!"), "paper.pdf: not a .pdf file"),
+        (lambda results: (results / "paper.pdf").unlink(), "paper.pdf: missing"),
+    ],
+)
+def test_damage_is_named(
+    selection: Selection, results: Path, damage: Callable[[Path], object], problem: str
+) -> None:
+    damage(results)
+    assert any(problem in line for line in problems(selection, results))

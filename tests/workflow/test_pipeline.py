@@ -1,0 +1,73 @@
+"""The pipeline as a person calls it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tec.paths import CACHE, ROOT, relative, source_record
+from tec.pin import load_pin
+from tec.run_lock import hold
+
+SOURCE = relative(source_record(load_pin().digest))
+
+
+def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Plan, and do nothing."""
+    return snakemake("--dry-run", *arguments)
+
+
+def snakemake(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run snakemake; both streams are in stdout."""
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_everything_is_planned_and_the_profile_is_loaded() -> None:
+    result = dry_run("--forceall", "all")
+    assert result.returncode == 0, result.stdout
+    assert "profiles/default" in result.stdout
+    assert "machine=" in result.stdout
+
+
+def test_another_target_is_another_build() -> None:
+    result = dry_run("--forceall", "all", "--config", "target=sm_90")
+    assert "tec build sm_90" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("stdy=demo", "unknown --config key 'stdy'\n  next: did you mean 'study'?"),
+        ("rows=pydoc", "unknown row 'pydoc' (study demo)\n  next: did you mean 'pydoc-moe'?"),
+    ],
+)
+def test_bad_configuration_is_one_clear_error(option: str, message: str) -> None:
+    result = dry_run("all", "--config", option)
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_without_the_profile_nothing_runs() -> None:
+    result = dry_run("all", "--workflow-profile", "none")
+    assert result.returncode != 0
+    assert "workflow/profiles/default is not loaded" in result.stdout
+
+
+def test_second_run_in_the_same_place_is_refused_but_may_look() -> None:
+    lock = hold(CACHE / "pipeline.lock", "testing")
+    try:
+        assert "Building DAG" in dry_run(SOURCE).stdout
+        result = snakemake(SOURCE)
+    finally:
+        os.close(lock)
+    assert result.returncode != 0
+    assert "another process is running this pipeline" in result.stdout
