@@ -5,22 +5,26 @@
 #
 # PYTHON=python3.12     the interpreter that makes .venv
 # CORES=8               cores for building (all of them by default)
+# STUDY=NAME            a file of configs/studies
 # CONFIG="rows=NAME target=sm_90"   passed to snakemake --config
 
 PYTHON ?= python3
 CORES  ?= all
+STUDY  ?= demo
 CONFIG ?=
 
 VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+OPTIONS   := --config study=$(STUDY) $(CONFIG)
 
 .PHONY: all test lint lock
 .DELETE_ON_ERROR:
 
 all: $(INSTALLED)
-	$(SNAKEMAKE) all $(if $(CONFIG),--config $(CONFIG))
+	$(SNAKEMAKE) all $(OPTIONS)
+	PYTHONWARNINGS=ignore::RuntimeWarning $(SNAKEMAKE) --report results/$(STUDY)/report.html all $(OPTIONS)
 
 test: lint
 	$(SNAKEMAKE) binaries

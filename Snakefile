@@ -64,6 +64,8 @@ rule all:
     default_target: True
     localrule: True
     input:
+        expand(rules.measure.output, row=ROWS, protocol=["prompts", "random"]),
+        expand(rules.measure_parity.output, row=ROWS),
         rules.tables.output,
         rules.parity.output,
         expand(rules.figure.output, figure=FIGURES),

@@ -2,9 +2,12 @@
 
 
 def model_file(wildcards):
-    """The row's file if it is there; if not, `tec model` says what to do."""
+    """The row's file if it is there; if not, `tec model` says what to do.
+
+    Its SHA-256 is a parameter: a copy with a newer date is the same model.
+    """
     file = ROWS[wildcards.row].source.path
-    return [str(file)] if file.exists() else []
+    return ancient(str(file)) if file.exists() else []
 
 
 rule model:

@@ -11,7 +11,10 @@ rule paper:
         tables=expand(f"{RESULTS}/tables/{{name}}.csv", name=["main", "capacity", "overhead", "parity"]),
         runs=expand(f"{RESULTS}/runs/{{row}}.prompts.jsonl", row=ROWS),
         figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURES),
-        model=["models/pydoc-moe/evaluation.json", "models/pydoc-moe/corpus-manifest.json"],
+        model=expand(
+            "models/pydoc-moe/{name}.json",
+            name=["corpus-manifest", "evaluation", "hashes", "train"],
+        ),
     output:
         pdf=report(f"{RESULTS}/paper.pdf", caption="../report/paper.rst", category="Paper"),
         claims=report(f"{RESULTS}/claims.json", caption="../report/claims.rst", category="Paper"),

@@ -1,5 +1,7 @@
 # The study's tables, from the raw records and verdicts of its rows.
 
+TABLES = ["main", "capacity", "overhead", "parity"]
+
 
 rule tables:
     localrule: True
@@ -8,10 +10,11 @@ rule tables:
         verdicts=expand(rules.verdicts.output, row=ROWS),
         templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
     output:
-        expand(
-            f"{RESULTS}/tables/{{name}}.{{suffix}}",
-            name=["main", "capacity", "overhead", "parity"],
-            suffix=["csv", "md", "tex"],
+        report(
+            expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),
+            caption="../report/table.rst",
+            category="Tables",
         ),
+        expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=TABLES, suffix=["md", "tex"]),
     shell:
         "{TEC} tables --runs {input.runs} --verdicts {input.verdicts} --out {RESULTS}/tables"

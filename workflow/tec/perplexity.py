@@ -56,6 +56,7 @@ def reference_command(
     chunks = ("--chunks", str(_CHUNKS))
     return (
         *_common(binary, model, threads),
+        "--no-escape",  # the text as it is
         "-f",
         text,
         *chunks,
