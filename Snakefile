@@ -64,8 +64,7 @@ rule all:
     default_target: True
     localrule: True
     input:
-        expand(rules.measure.output, row=ROWS, protocol=["prompts", "random"]),
-        expand(rules.measure_parity.output, row=ROWS),
+        expand(rules.runs.output, row=ROWS, protocol=COMMANDS),
         rules.tables.output,
         rules.parity.output,
         expand(rules.figure.output, figure=FIGURES),

@@ -4,7 +4,7 @@
 rule verdicts:
     localrule: True
     input:
-        rules.measure_parity.output,
+        f"{RESULTS}/runs/{{row}}.parity.jsonl",
     output:
         f"{RESULTS}/verdicts/{{row}}.jsonl",
     shell:

@@ -1,9 +1,11 @@
-# The pinned llama.cpp tree, and the working tree with the series on top.
+# The pinned llama.cpp tree, and the working tree with the series on top. Both count by content: the
+# digest is in the name, the series' hash a parameter, and a checkout that only touches files redoes
+# nothing.
 
 
 rule source:
     input:
-        relative(paths.PIN),
+        ancient(relative(paths.PIN)),
     output:
         relative(paths.source_record(PIN.digest)),
     shell:
@@ -13,7 +15,7 @@ rule source:
 rule patch:
     input:
         rules.source.output,
-        [relative(file) for file in SERIES.files],
+        [ancient(relative(file)) for file in SERIES.files],
     output:
         relative(paths.PATCHED_SERIES),
     params:

@@ -6,7 +6,7 @@ TABLES = ["main", "capacity", "overhead", "parity"]
 rule tables:
     localrule: True
     input:
-        runs=expand(rules.measure.output, row=ROWS, protocol=["prompts", "random"]),
+        runs=expand(rules.runs.output, row=ROWS, protocol=["prompts", "random"]),
         verdicts=expand(rules.verdicts.output, row=ROWS),
         templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
     output:
