@@ -6,7 +6,7 @@
 # PYTHON=python3.12     the interpreter that makes .venv
 # CORES=8               cores for building (all of them by default)
 # STUDY=NAME            a file of configs/studies
-# CONFIG="rows=NAME target=sm_90"   passed to snakemake --config
+# CONFIG="rows=NAME"    passed to snakemake --config
 
 PYTHON ?= python3
 CORES  ?= all
@@ -16,8 +16,15 @@ CONFIG ?=
 VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 OPTIONS   := --config study=$(STUDY) $(CONFIG)
+
+# The stamp says for which folder and interpreter .venv was made; it works for no other.
+INTERPRETER := $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+IDENTITY    := $(CURDIR) $(shell $(INTERPRETER) --version 2>/dev/null)
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(IDENTITY))
+.PHONY: $(INSTALLED)
+endif
 
 .PHONY: all test lint lock
 .DELETE_ON_ERROR:
@@ -28,26 +35,27 @@ all: $(INSTALLED)
 
 test: lint
 	$(SNAKEMAKE) binaries
-	$(BIN)/pytest
+	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 # Every package is pinned and hashed. An interrupted installation leaves no stamp: the next run repeats it.
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "error: $(PYTHON) is missing or older than Python 3.11" >&2; \
-	    echo "  next: install Python 3.11 or newer, then: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys, tarfile; sys.exit(sys.version_info < (3, 11) or not hasattr(tarfile, "data_filter"))' \
+	    2>/dev/null || { \
+	    echo "error: $(PYTHON) is missing or older than Python 3.11.4" >&2; \
+	    echo "  next: install Python 3.11.4 or newer, then: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "error: $(PYTHON) cannot make virtual environments" >&2; \
 	    echo "  next: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "installing the Python environment into $(VENV) (a few minutes the first time)"
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+	@echo "$(CURDIR) $$($(BIN)/python --version)" > $@
 
 lock:
 	@command -v uv >/dev/null || { echo "error: uv is missing" >&2; \

@@ -2,7 +2,7 @@
 # -> tables, figures, paper. One file per stage under workflow/rules.
 #
 #   snakemake --cores all all
-#   snakemake --cores all all --config study=NAME rows=NAME,NAME target=sm_90
+#   snakemake --cores all all --config study=NAME rows=NAME,NAME
 
 import shlex
 import sys
@@ -10,11 +10,12 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from tec import paths, run_lock
-from tec.config import TARGETS, select
+from tec.config import TARGETS
 from tec.errors import TecError
 from tec.patches import load_series
 from tec.paths import relative
 from tec.pin import load_pin
+from tec.selection import select
 
 
 workdir: workflow.basedir
@@ -38,7 +39,11 @@ TEC = shlex.join([sys.executable, "-m", "tec"])
 
 # The profile gives `machine`; a job that asks for all of it runs alone.
 if "machine" not in workflow.global_resources:
-    raise WorkflowError("profile workflow/profiles/default is not loaded: leave out --workflow-profile")
+    raise WorkflowError(
+        "profile workflow/profiles/default is not loaded\n"
+        "  next: leave out --workflow-profile; the symbolic link `profiles` must lead to "
+        "workflow/profiles (if it is missing or a plain file: ln -sfn workflow/profiles profiles)"
+    )
 WHOLE_MACHINE = workflow.global_resources["machine"].value
 
 
@@ -64,7 +69,7 @@ rule all:
     default_target: True
     localrule: True
     input:
-        expand(rules.runs.output, row=ROWS, protocol=COMMANDS),
+        expand(rules.measure.output, row=ROWS, protocol=COMMANDS),
         rules.tables.output,
         rules.parity.output,
         expand(rules.figure.output, figure=FIGURES),

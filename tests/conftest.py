@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tec import paths, source
+from tec import machine_lock, paths, source, steps
 from tec.build import Manifest, load_manifest
 from tec.errors import TecError
 
@@ -30,6 +30,13 @@ def _manifest(path: Path) -> Manifest:
         return load_manifest(path)
     except TecError as error:
         pytest.fail(f"{error}; or: make test")
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the machine's lock and the scratch files of other runs out of a test."""
+    monkeypatch.setattr(machine_lock, "lock_path", lambda: tmp_path / "machine.lock")
+    monkeypatch.setattr(steps, "CACHE", tmp_path / "cache")
 
 
 @pytest.fixture

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fake_study import make_session, make_steps
+from fake_study import make_session, make_steps, make_study
 from tec import machine_lock, steps
 from tec.measure import prompts_plan, random_plan
 from tec.parity import parity_plan
@@ -41,9 +43,15 @@ CARD = Gpu(
 )
 
 
-def write_results(folder: Path, rows: Sequence[str] = (ROW,), gpu: bool = False) -> Path:
-    """Write tables and records of `rows` into `folder`, as if on a graphics card or without one."""
-    records = [_as(record, row, gpu) for row in rows for record in _measured()]
+def write_results(
+    folder: Path, rows: Sequence[str] = (ROW,), gpu: bool = False, **changes: Any
+) -> Path:
+    """Write tables and records of `rows` into `folder`, as if on a graphics card or without one.
+
+    `changes` replace the keys of the study.
+    """
+    measured = _measured(json.dumps(changes))
+    records = [_as(record, row, gpu) for row in rows for record in measured]
     for record in records:
         append_record(folder / "runs" / f"{record.row}.{record.protocol}.jsonl", record)
     arms = summarise(record for record in records if record.protocol != "parity")
@@ -65,13 +73,13 @@ def write_model(folder: Path) -> None:
 
 
 @cache
-def _measured() -> tuple[Record, ...]:
-    """Run the fake study once."""
+def _measured(changes: str) -> tuple[Record, ...]:
+    """Run the fake study with changes, given as JSON; once for each."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
         patch.setattr(steps, "CACHE", folder / "cache")
-        maker = make_steps(folder)
+        maker = make_steps(folder, make_study(folder, **json.loads(changes)))
         return tuple(record for protocol in PLANS for record in _measure(folder, maker, protocol))
 
 

@@ -74,12 +74,12 @@ def make_steps(folder: Path, study: Study | None = None, **faults: Any) -> Steps
 
 
 def make_session(folder: Path, steps: Steps, protocol: Protocol) -> Session:
-    """Return a session that writes `folder`/toy.<protocol>.jsonl."""
+    """Return a session that keeps `folder`/toy.<protocol>.jsonl."""
     return Session(
         study=steps.study.name,
         protocol=protocol,
         build=build_info(steps.manifest),
         model=steps.model,
-        out=folder / f"toy.{protocol}.jsonl",
+        kept=folder / f"toy.{protocol}.jsonl",
         log=folder / "tools.log",
     )

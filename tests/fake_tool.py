@@ -28,7 +28,9 @@ def struck(fault: str) -> bool:
 
 def capacity() -> int:
     asked = option("--expert-cache", "off")
-    return 0 if asked == "off" or "not_engaged" in FAULTS else int(asked)
+    if asked == "off" or "not_engaged" in FAULTS:
+        return 0
+    return 12 if asked == "auto" else int(asked)
 
 
 def prompt(index: int, n_gen: int) -> dict[str, Any]:

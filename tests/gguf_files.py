@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -26,6 +27,89 @@ def write_moe(path: Path) -> Path:
 def write_dense(path: Path) -> Path:
     """Write a `qwen3` model: no experts."""
     return _write(path, "qwen3", 0)
+
+
+def widen(path: Path, source: Path, n_expert: int) -> Path:
+    """Write an unquantised MoE model again with `n_expert` experts and a router that varies.
+
+    The experts of `source` are repeated with noise, so that no two are equal. Expert biases and
+    scales, merged gate and up weights, and the router's own biases come along.
+    """
+    reader = gguf.GGUFReader(source)
+    arch = str(reader.fields["general.architecture"].contents())
+    before = reader.fields[f"{arch}.expert_count"].contents()
+    writer = _copy_keys(path, reader, {"expert_count": n_expert})
+    for tensor in reader.tensors:
+        of_experts = "exps." in tensor.name or "ffn_gate_inp." in tensor.name
+        data = np.asarray(tensor.data)
+        if (of_experts or "exp_probs_b" in tensor.name) and len(data) == before:
+            data = _repeat(tensor.name, data, n_expert)
+        writer.add_tensor(tensor.name, data)
+    _close(writer)
+    return path
+
+
+def split(path: Path, source: Path, n_expert: int) -> Path:
+    """Write a dense model without gates as an MoE model: its FFN becomes experts and a shared one.
+
+    For architectures that llama.cpp's generator only makes dense.
+    """
+    reader = gguf.GGUFReader(source)
+    n_ff = next(len(t.data) for t in reader.tensors if t.name.endswith("ffn_up.weight"))
+    counts = {"expert_count": n_expert, "expert_used_count": N_EXPERT_USED}
+    lengths = dict.fromkeys(
+        ("expert_feed_forward_length", "expert_shared_feed_forward_length"), n_ff
+    )
+    writer = _copy_keys(path, reader, {**counts, "expert_shared_count": 1, **lengths})
+    for tensor in reader.tensors:
+        block, _, name = tensor.name.partition(".ffn_")
+        data = np.asarray(tensor.data)
+        if name not in ("up.weight", "down.weight"):
+            if not name or name == "norm.weight":
+                writer.add_tensor(tensor.name, data)
+            continue
+        part = name.removesuffix(".weight")
+        writer.add_tensor(f"{block}.ffn_{part}_shexp.weight", data)
+        experts = _repeat(f"{block}.{part}", data[None], n_expert)
+        writer.add_tensor(f"{block}.ffn_{part}_exps.weight", experts)
+        if part == "up":
+            router = f"{block}.ffn_gate_inp.weight"
+            writer.add_tensor(router, _repeat(router, data[:1], n_expert))
+            writer.add_tensor(f"{block}.exp_probs_b.bias", np.zeros(n_expert, dtype=np.float32))
+    _close(writer)
+    return path
+
+
+def _copy_keys(path: Path, reader: gguf.GGUFReader, changes: Mapping[str, int]) -> gguf.GGUFWriter:
+    """Start a file with the keys of another; `changes` are values by key without architecture."""
+    arch = str(reader.fields["general.architecture"].contents())
+    writer = gguf.GGUFWriter(path, arch)
+    changed = {f"{arch}.{key}": value for key, value in changes.items()}
+    for name, field in reader.fields.items():
+        value = changed.get(name, field.contents())
+        own = name.startswith("GGUF.") or name == "general.architecture"  # the writer's
+        if not own and value not in (None, []):
+            writer.add_key_value(name, value, field.types[0], field.types[-1])
+    return writer
+
+
+def _repeat(name: str, data: npt.NDArray[np.float32], n_expert: int) -> npt.NDArray[np.float32]:
+    """Repeat along the experts [N, ...] with noise; a router gets rows that differ a lot."""
+    generator = np.random.default_rng(sum(name.encode()))
+    shape = (n_expert, *data.shape[1:])
+    if "ffn_gate_inp.weight" in name:
+        return generator.normal(0, 4, shape).astype(np.float32)
+    if "exp_probs_b" in name:
+        return np.zeros(shape, dtype=np.float32)
+    noise = generator.normal(1, 0.1, shape)
+    return (np.resize(data, shape) * noise).astype(np.float32)
+
+
+def _close(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def cut(path: Path, source: Path, share: float) -> Path:
@@ -55,10 +139,7 @@ def _write(path: Path, arch: str, n_expert: int) -> Path:
         writer.add_expert_feed_forward_length(_N_FF)
     for name, shape in _shapes(len(tokens), n_expert).items():
         writer.add_tensor(name, _weights(name, shape))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _close(writer)
     return path
 
 

@@ -21,7 +21,6 @@ from ngram import ORDER, KneserNey
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-ATTEMPTS = 5
 Tokens = np.ndarray[Any, np.dtype[np.uint16]]
 
 
@@ -48,18 +47,19 @@ def tool_tokens(options: argparse.Namespace) -> Tokens:
 def llama_perplexity(options: argparse.Namespace) -> float:
     """Perplexity per token of the second halves of all windows.
 
-    The tool's log thread sometimes loses its last line at exit, so the run is tried again.
     Raises SystemExit with the tool's exit status and last lines when it reports none.
     """
     size = str(options.n_ctx)
     command = [options.bin / "llama-perplexity", "-m", options.model, "-f", options.text]
     command += ["-c", size, "-b", size, "-t", str(options.threads), "--no-escape"]
-    for _ in range(ATTEMPTS):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        found = re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)
-        if found is not None:
-            return float(found[1])
-    raise SystemExit(f"llama-perplexity ended with {done.returncode}:\n{done.stderr[-800:]}")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    found = re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)
+    if done.returncode or found is None:
+        raise SystemExit(
+            f"llama-perplexity gave no perplexity (exit status {done.returncode}):\n"
+            f"{done.stderr[-800:]}"
+        )
+    return float(found[1])
 
 
 def scored_positions(n_tokens: int, n_ctx: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from process_tree import kill_tree
 from tec import build as build_module
 from tec import paths
-from tec.build import build, cmake_arguments, explain_failure, load_manifest
+from tec.build import build, cmake_arguments, explain_failure, load_manifest, portable
 from tec.errors import TecError
 
 PROJECT = """
@@ -78,11 +78,7 @@ def test_build_killed_midway_continues(project: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not (folder / "started").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        own = psutil.Process(process.pid)
-        running = [*own.children(recursive=True), own]
-        for one in running:
-            one.kill()
-        psutil.wait_procs(running, timeout=10)
+        kill_tree(process)
     assert (folder / "started").exists()
     assert not paths.build_manifest("cpu").exists()
     first = (folder / "bin" / "quick").stat().st_mtime_ns
@@ -135,4 +131,13 @@ def test_cuda_targets_differ_by_architecture_only() -> None:
         assert f"-DCMAKE_CUDA_ARCHITECTURES={target[3:]}" in arguments
         assert "-DGGML_CUDA=ON" in arguments
         assert "-DLLAMA_BUILD_COMMIT=0c1e570" in arguments
-    assert "-DGGML_CUDA=OFF" in cmake_arguments("cpu", "0c1e57098b")
+
+
+def test_cpu_target_computes_on_the_cpu_only() -> None:
+    arguments = cmake_arguments("cpu", "0c1e57098b")
+    for back_end in ("CUDA", "METAL", "BLAS", "ACCELERATE"):
+        assert f"-DGGML_{back_end}=OFF" in arguments
+
+
+def test_paths_of_this_machine_are_not_portable() -> None:
+    assert portable(["-DA=ON", "-DB=/usr/local/bin/nvcc", "-DC=a/b"]) == ["-DA=ON", "-DC=a/b"]

@@ -98,6 +98,23 @@ def test_repository_files_and_text_formats(bases: Bases) -> None:
     assert text_of(bases, arm=claim("arm", pick="first", format=".2")) == {"arm": "of"}
 
 
+def test_optional_claims_without_a_value_pass_that_on(bases: Bases) -> None:
+    texts = text_of(
+        bases,
+        arm=claim("arm", where={"row": "c"}, optional=True),
+        hits=claim("hit_rate", where={"arm": "@arm"}, optional=True),
+    )
+    assert texts == {"arm": None, "hits": None}
+
+
+def test_item_of_a_list_stands_for_the_next_one(bases: Bases) -> None:
+    line = {"command": ["tool", "-c", "512", "--last"]}
+    (bases.results / "b.jsonl").write_text(json.dumps(line) + "\n")
+    assert text_of(bases, size={"file": "b.jsonl", "field": "command.-c"}) == {"size": "512"}
+    with pytest.raises(TecError, match="no field"):
+        text_of(bases, last={"file": "b.jsonl", "field": "command.--last"})
+
+
 def test_source_says_file_field_and_selection(bases: Bases) -> None:
     fields = claim("hit_rate", where={"row": "a"}, nearest={"capacity": 9}, pick="first")
     resolved = resolve_claims({"x": Claim.model_validate(fields)}, bases)

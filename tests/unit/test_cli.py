@@ -27,7 +27,12 @@ def test_tec_error_is_one_message_and_exit_2(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("raised", "status", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/results"), 2, "the disk is full"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/results"),
+            2,
+            "the disk or your quota on it is full",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/results"), 2, "your quota"),
         (KeyboardInterrupt(), 130, "run the same command again"),
     ],
 )
@@ -41,6 +46,6 @@ def test_full_disk_and_interrupt_are_explained(
     def fail(_: str) -> None:
         raise raised
 
-    monkeypatch.setattr("tec.config._check", fail)
+    monkeypatch.setattr("tec.selection._check", fail)
     assert cli.main(["check"]) == status
     assert message in capsys.readouterr().err

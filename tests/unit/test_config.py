@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tec import config
-from tec.config import Arm, Capacities, Row, Study, load_study, select
+from tec.config import Arm, Capacities, Row, Study, load_study
 from tec.errors import TecError
-from tec.paths import STUDIES
 from tec.yaml_file import load_yaml
 
 TINY: dict[str, Any] = {
@@ -43,41 +42,6 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "STUDIES", tmp_path / "studies")
     monkeypatch.setattr(config, "MODELS", tmp_path / "models")
     return tmp_path
-
-
-@pytest.mark.usefixtures("configs")
-class TestSelect:
-    def test_defaults_come_from_the_study(self) -> None:
-        selection = select({"study": "tiny"})
-        assert list(selection.rows) == ["one"]
-        assert selection.target == "cpu"
-
-    def test_rows_may_be_a_list_or_separated_by_commas(self) -> None:
-        assert (
-            select({"study": "tiny", "rows": "one,one"}).rows
-            == select({"study": "tiny", "rows": ["one"]}).rows
-        )
-
-    def test_target_is_overridden(self) -> None:
-        assert select({"study": "tiny", "target": "sm_90"}).target == "sm_90"
-
-    @pytest.mark.parametrize(
-        ("given", "unknown", "nearest"),
-        [
-            ({"study": "tny"}, "unknown study 'tny'", "did you mean 'tiny'?"),
-            ({"study": "tiny", "rows": "oen"}, "unknown row 'oen'", "did you mean 'one'?"),
-            ({"study": "tiny", "target": "sm90"}, "target 'sm90'", "did you mean 'sm_90'?"),
-            ({"study": "tiny", "taget": "cpu"}, "key 'taget'", "did you mean 'target'?"),
-            ({"study": "tiny", "rows": "zzz"}, "unknown row 'zzz'", "known names: one"),
-        ],
-    )
-    def test_unknown_name_is_an_error_with_the_nearest(
-        self, given: dict[str, str], unknown: str, nearest: str
-    ) -> None:
-        with pytest.raises(TecError) as caught:
-            select(given)
-        assert unknown in str(caught.value)
-        assert nearest in str(caught.value)
 
 
 def test_unknown_key_in_a_file_names_the_nearest_key_and_the_file(configs: Path) -> None:
@@ -134,8 +98,8 @@ class TestArms:
         assert caught.value.hint == "choose expert_cache from 8 to 64"
 
     def test_other_options_follow_by_name(self) -> None:
-        arm = Arm(options={"n-cpu-moe": 99}, expert_cache_pinned=4)
-        expected = ["--expert-cache", "off", "--expert-cache-pinned", "4", "--n-cpu-moe", "99"]
+        arm = Arm(options={"n-cpu-moe": 99}, expert_cache_policy="lru")
+        expected = ["--expert-cache", "off", "--expert-cache-policy", "lru", "--n-cpu-moe", "99"]
         assert arm.arguments() == expected
 
     def test_zero_slots_is_refused(self) -> None:
@@ -155,8 +119,3 @@ def test_capacities_are_ascending_and_possible(
     slots = Capacities(shares=shares).slots(n_expert, used)
     assert slots == sorted(set(slots))
     assert all(used <= capacity <= n_expert for capacity in slots)
-
-
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_study_is_valid_with_its_rows(path: Path) -> None:
-    assert select({"study": path.stem}).rows

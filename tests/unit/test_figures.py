@@ -79,14 +79,14 @@ def test_hit_rate_keeps_protocols_apart_and_draws_uniform_routing(one: Path) -> 
 
 @pytest.mark.parametrize("draw", [throughput, latency, cold_start])
 def test_times_without_a_gpu_are_marked_on_the_figure(one: Path, several: Path, draw: Draw) -> None:
-    assert "functional, not evidence: no GPU" in set(texts(draw(Results(one))))
+    assert "functional, not evidence: run on the CPU back end" in set(texts(draw(Results(one))))
     assert not any("functional" in text for text in texts(draw(Results(several))))
 
 
 @pytest.mark.parametrize("draw", [hit_rate, layers, parity])
 def test_counts_and_verdicts_without_a_gpu_say_so(one: Path, several: Path, draw: Draw) -> None:
-    assert any("no GPU" in text for text in texts(draw(Results(one))))
-    assert not any("no GPU" in text for text in texts(draw(Results(several))))
+    assert any("CPU back end" in text for text in texts(draw(Results(one))))
+    assert not any("CPU back end" in text for text in texts(draw(Results(several))))
 
 
 def test_one_functional_row_among_others_is_named(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_one_functional_row_among_others_is_named(tmp_path: Path) -> None:
     first, second = path.read_text().split(f"\n{ROWS[1]},", 1)
     path.write_text(f"{first}\n{ROWS[1]}," + second.replace(",gpu,", ",functional,"))
     found = set(texts(throughput(Results(tmp_path))))
-    assert f"functional, not evidence: no GPU ({ROWS[1]})" in found
+    assert f"functional, not evidence: run on the CPU back end ({ROWS[1]})" in found
 
 
 @pytest.mark.parametrize("draw", [hit_rate, throughput, latency, cold_start, layers, parity])

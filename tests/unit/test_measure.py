@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,25 +18,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fake_tools
-from fake_study import ARMS, make_row, make_session, make_steps, make_study
-from tec import machine_lock, steps
+from fake_study import ARMS, make_model, make_row, make_session, make_steps, make_study
+from fake_tools import install
+from tec import measure as measure_module
+from tec import perplexity
+from tec.cli import main
 from tec.errors import TecError
 from tec.measure import interleaved, measure_key, prompts_plan, random_plan
 from tec.records import Record, read_records
 
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the machine's lock and the scratch files of other runs out of it."""
-    monkeypatch.setattr(machine_lock, "lock_path", lambda: tmp_path / "machine.lock")
-    monkeypatch.setattr(steps, "CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def measure(folder: Path, **faults: Any) -> list[Record]:
     maker = make_steps(folder, **faults)
     made = make_session(folder, maker, "prompts")
     made.run(prompts_plan(maker), wait=0)
-    return read_records(made.out)
+    return read_records(made.kept)
+
+
+def unfinish(kept: Path) -> None:
+    """Make a finished file an unfinished run's."""
+    kept.chmod(0o644)
+    kept.rename(kept.with_name(f"{kept.name}.partial"))
 
 
 @given(
@@ -84,7 +89,7 @@ def test_published_protocol_runs_prompt_and_decode_in_processes_of_their_own(
     maker = make_steps(tmp_path)
     made = make_session(tmp_path, maker, "random")
     made.run(random_plan(maker), wait=0)
-    records = read_records(made.out)
+    records = read_records(made.kept)
     assert Counter(r.test for r in records) == {"pp4": 10, "tg6": 10}
     decode = next(r for r in records if r.test == "tg6" and r.arm == "off")
     assert " ".join(decode.command[3:]) == ("-p 0 -n 6 -r 1 -fa 1 -t 1 -o jsonl --expert-cache off")
@@ -131,7 +136,7 @@ def test_partial_file_of_other_settings_is_set_aside(
 ) -> None:
     measure(tmp_path)
     out = tmp_path / "toy.prompts.jsonl"
-    out.rename(tmp_path / "toy.prompts.jsonl.partial")
+    unfinish(out)
     maker = make_steps(tmp_path)
     if change == "build":
         maker.manifest.series_hash = "6" * 64
@@ -151,7 +156,7 @@ def test_partial_file_of_other_settings_is_set_aside(
 
 def test_more_rounds_continue_a_partial_file(tmp_path: Path) -> None:
     measure(tmp_path)
-    (tmp_path / "toy.prompts.jsonl").rename(tmp_path / "toy.prompts.jsonl.partial")
+    unfinish(tmp_path / "toy.prompts.jsonl")
     study = make_study(tmp_path)
     protocols = json.loads(study.protocols.model_dump_json())
     protocols["prompts"]["rounds"] = 4
@@ -228,20 +233,93 @@ def _full_after(writes: int) -> Callable[[int], None]:
     return fsync
 
 
-def test_key_changes_with_what_matters_only(tmp_path: Path) -> None:
-    study, row = make_study(tmp_path), make_row(tmp_path)
-    key = measure_key(study, row, "prompts", "engine", "cpu")
-    renamed = study.model_copy(update={"name": "other", "rows": ["toy", "more"]})
-    assert measure_key(renamed, row, "prompts", "engine", "cpu") == key
+def test_key_changes_with_what_matters_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, row, build = make_study(tmp_path), make_row(tmp_path), ["engine", "cpu", "-DA=ON"]
+    key = measure_key(study, row, "prompts", build, "machine")
     parity = study.parity.model_copy(update={"n_gen": 99})
-    stricter = study.model_copy(update={"parity": parity})
-    assert measure_key(stricter, row, "prompts", "engine", "cpu") == key
-    others = [
-        measure_key(study, row, "random", "engine", "cpu"),
-        measure_key(study, row, "parity", "engine", "cpu"),
-        measure_key(study, row, "prompts", "other", "cpu"),
-        measure_key(study, row, "prompts", "engine", "sm_90"),
+    same = {"name": "other", "rows": ["toy", "more"], "parity": parity}
+    assert measure_key(study.model_copy(update=same), row, "prompts", build, "machine") == key
+    keys = [
+        key,
+        measure_key(study, row, "random", build, "machine"),
+        measure_key(study, row, "parity", build, "machine"),
+        measure_key(study, row, "prompts", ["other", *build[1:]], "machine"),
+        measure_key(study, row, "prompts", ["engine", "cpu", "-DA=OFF"], "machine"),
+        measure_key(study, row, "prompts", build, "another machine"),
     ]
+    monkeypatch.setattr(perplexity, "_CTX", 256)
+    keys.append(measure_key(study, row, "parity", build, "machine"))
     (tmp_path / "prompts.jsonl").write_text('{"id": "x", "text": "other"}\n')
-    others.append(measure_key(study, row, "prompts", "engine", "cpu"))
-    assert len({key, *others}) == 6
+    keys.append(measure_key(study, row, "prompts", build, "machine"))
+    assert len(set(keys)) == len(keys)
+
+
+class TestCommand:
+    """`tec measure` as the pipeline calls it: a kept file per key, a copy under a fixed name."""
+
+    @pytest.fixture(autouse=True)
+    def configured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        manifest = install(tmp_path / "bin")
+        (tmp_path / "build.json").write_text(manifest.model_dump_json())
+        (tmp_path / "model.json").write_text(make_model(tmp_path).model_dump_json())
+        monkeypatch.setattr(measure_module, "load_study", lambda _: make_study(tmp_path))
+        monkeypatch.setattr(measure_module, "load_row", lambda _: make_row(tmp_path))
+
+    def run(self, folder: Path, key: str) -> int:
+        options = {
+            "build": folder / "build.json",
+            "model": folder / "model.json",
+            "kept": folder / "kept" / f"toy.prompts.{key}.jsonl",
+            "out": folder / "runs" / "toy.prompts.jsonl",
+            "log": folder / "log",
+        }
+        words = [word for name, path in options.items() for word in (f"--{name}", str(path))]
+        return main(["measure", "prompts", "fake", "toy", *words])
+
+    def test_same_key_is_measured_once(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run(tmp_path, "one") == 0
+        kept, out = tmp_path / "kept" / "toy.prompts.one.jsonl", tmp_path / "runs"
+        before = (kept.read_bytes(), kept.stat().st_mtime_ns)
+        assert kept.stat().st_mode & 0o777 == 0o444
+        shutil.rmtree(out)
+        assert self.run(tmp_path, "one") == 0
+        assert "nothing to measure" in capsys.readouterr().err
+        assert len(fake_tools.calls(tmp_path / "bin")) == 15
+        assert (out / "toy.prompts.jsonl").read_bytes() == before[0]
+        assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
+
+    def test_another_key_is_measured_and_both_are_kept(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, "one") == 0
+        first = (tmp_path / "runs" / "toy.prompts.jsonl").read_bytes()
+        assert self.run(tmp_path, "two") == 0
+        assert len(fake_tools.calls(tmp_path / "bin")) == 30
+        kept = sorted((tmp_path / "kept").iterdir())
+        assert [path.name for path in kept] == ["toy.prompts.one.jsonl", "toy.prompts.two.jsonl"]
+        assert kept[0].read_bytes() == first
+        assert kept[1].read_bytes() == (tmp_path / "runs" / "toy.prompts.jsonl").read_bytes()
+
+    def test_kept_file_that_is_not_whole_is_refused_and_left_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run(tmp_path, "one") == 0
+        kept = tmp_path / "kept" / "toy.prompts.one.jsonl"
+        kept.chmod(0o644)
+        kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:-1]))
+        assert self.run(tmp_path, "one") == 2
+        assert "14 records, which are not one for each of 15" in capsys.readouterr().err
+        assert len(read_records(kept)) == 14
+
+    def test_full_disk_while_copying_is_one_clear_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _full_after(15))
+            assert self.run(tmp_path, "one") == 2
+        assert "disk or your quota on it is full" in capsys.readouterr().err
+        assert list((tmp_path / "runs").iterdir()) == []
+        assert self.run(tmp_path, "one") == 0
+        assert len(fake_tools.calls(tmp_path / "bin")) == 15

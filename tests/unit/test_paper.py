@@ -1,6 +1,8 @@
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,8 +44,7 @@ def test_claims_carry_value_text_and_source(root: Path) -> None:
         "value": 8,
         "text": "8",
         "source": (
-            "tables/capacity.csv: capacity where row = toy, protocol = prompts, "
-            "capacity_share = 0.5"
+            "tables/capacity.csv: capacity where row = toy, protocol = prompts, arm = cached-c8"
         ),
     }
 
@@ -52,6 +53,35 @@ def test_several_rows_with_a_gpu_make_a_paper(root: Path) -> None:
     results = write_results(root / "results" / "paper", ["a", "b"], gpu=True)
     make_figures(results, list(FIGURES))
     assert (results / "paper.pdf") in make_paper(results, root)
+
+
+OFF, AUTO, SWEEP = ({"expert_cache": value} for value in ("off", "auto", "sweep"))
+AGAIN = {**SWEEP, "options": {"ubatch-size": 64}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"arms": {"off": OFF, "off-aa": OFF, "cached": SWEEP, "again": AGAIN, "auto": AUTO}}, ()),
+        (
+            {"arms": {"off": OFF, "cached": SWEEP}, "capacities": {"shares": [0.125, 0.5]}},
+            ("full_ratio", "noise"),
+        ),
+        ({"arms": {"stock": OFF, "stock-aa": OFF, "auto": AUTO}}, ("full_ratio",)),
+    ],
+    ids=["auto and two sweeps", "no A/A arm and no share of 1", "auto alone and no arm named off"],
+)
+def test_another_choice_of_arms_makes_a_paper(
+    root: Path, changes: dict[str, Any], missing: Sequence[str]
+) -> None:
+    results = write_results(root / "results" / "other", **changes)
+    make_figures(results, list(FIGURES))
+    claims = json.loads(make_paper(results, root)[0].read_text())
+    assert claims["middle_hit_rate"]["text"] is not None
+    for name in ("full_ratio", "full_ratio_lo", "noise_lo", "noise_hi"):
+        assert (claims[name]["text"] is None) == (
+            name.rpartition("_")[0] in missing or name in missing
+        ), name
 
 
 def test_a_missing_figure_is_named_and_leaves_no_paper(root: Path) -> None:
@@ -64,7 +94,7 @@ def test_a_missing_figure_is_named_and_leaves_no_paper(root: Path) -> None:
 
 def test_a_missing_table_names_the_claim(root: Path) -> None:
     (root / "results" / "demo" / "tables" / "overhead.csv").unlink()
-    with pytest.raises(TecError, match=r"claim 'full_ratio': file not found .*overhead\.csv"):
+    with pytest.raises(TecError, match=r"claim 'off_arm': file not found .*overhead\.csv"):
         make_paper(root / "results" / "demo", root)
 
 

@@ -8,25 +8,20 @@ import pytest
 
 import fake_tools
 from fake_study import make_session, make_steps, make_study
-from tec import machine_lock, steps
 from tec.cli import main
 from tec.errors import TecError
 from tec.parity import parity_plan
 from tec.records import Record, Verdict, read_records, read_verdicts
 from tec.verdicts import judge
 
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_lock, "lock_path", lambda: tmp_path / "machine.lock")
-    monkeypatch.setattr(steps, "CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def run(folder: Path, **faults: Any) -> list[Record]:
     maker = make_steps(folder, **faults)
     made = make_session(folder, maker, "parity")
     made.run(parity_plan(maker), wait=0)
-    return read_records(made.out)
+    return read_records(made.kept)
 
 
 def verdicts(folder: Path, **faults: Any) -> dict[tuple[str, str], Verdict]:

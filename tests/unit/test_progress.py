@@ -49,8 +49,8 @@ def test_last_words() -> None:
 def test_terminated_command_stops_what_it_started(tmp_path: Path) -> None:
     inner = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     outer = (
-        "import sys; from pathlib import Path; from tec import cli, config, progress\n"
-        "config._check = lambda name: progress.run_logged(\n"
+        "import sys; from pathlib import Path; from tec import cli, progress, selection\n"
+        "selection._check = lambda name: progress.run_logged(\n"
         f"    [sys.executable, '-c', {inner!r}], 'sleeping', Path({str(tmp_path / 'log')!r}))\n"
         "cli.main(['check'])\n"
     )

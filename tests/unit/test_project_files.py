@@ -63,3 +63,9 @@ def test_schemas_refuse_unknown_keys() -> None:
     for name in ("study", "row", "pin"):
         schema = json.loads((ROOT / "configs" / "schema" / f"{name}.json").read_text())
         assert schema["additionalProperties"] is False
+
+
+def test_readme_says_how_much_is_fetched() -> None:
+    pin = yaml.safe_load((ROOT / "llama.cpp" / "pin.yaml").read_text())
+    (megabytes,) = (source["megabytes"] for source in pin["sources"] if "megabytes" in source)
+    assert f"fetches llama.cpp ({megabytes} MB)" in (ROOT / "README.md").read_text()

@@ -19,7 +19,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         maker = make_steps(folder)
         made = make_session(folder, maker, "prompts")
         made.run(prompts_plan(maker)[:3], wait=0)
-    return made.out.read_bytes()
+    return made.kept.read_bytes()
 
 
 @pytest.fixture

@@ -100,6 +100,14 @@ class TestSdist:
         assert tree_digest(tree) == digest
         assert not (tree / "docs").exists()
 
+    def test_python_that_cannot_extract_safely_is_refused(
+        self, index: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pin = make_pin(digest, sdist_source(sha256_file(write_sdist(index))))
+        monkeypatch.delattr(tarfile, "data_filter")
+        with pytest.raises(TecError, match=r"use Python 3\.11\.4 or newer"):
+            ensure_source(pin)
+
     def test_corrupt_download_names_both_hashes(self, index: Path, digest: str) -> None:
         expected = sha256_file(write_sdist(index))
         (index / "tinysource-1.0.tar.gz").write_bytes(b"corrupt")

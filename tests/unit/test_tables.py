@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fake_results import CARD
 from fake_study import make_session, make_steps, make_study
 from tec import machine_lock, steps
 from tec.cli import main
@@ -12,28 +13,9 @@ from tec.measure import prompts_plan, random_plan
 from tec.parity import parity_plan
 from tec.records import Record, read_records
 from tec.summary import summarise
-from tec.system import Gpu
 from tec.table import EMPTY, Column, digits, escape_latex, escape_markdown
-from tec.tables import capacity_table, main_table, overhead_table
-
-DESIGN_COLUMNS = {
-    "main": "row, arch, quant, size_gib, baseline_arm, baseline_tps, tec_arm, tec_tps, speedup, "
-    "speedup_lo, speedup_hi, hit_rate, evidence",
-    "capacity": "row, arm, protocol, capacity, capacity_share, vram_gib, tg_tps, pp_tps, hit_rate, "
-    "resident_tps, bound_tps, evidence",
-    "parity": "row, arm, check, verdict, detail",
-    "overhead": "row, arm, protocol, ratio_to_off, lo, hi, aa_lo, aa_hi, evidence",
-}
-CARD = Gpu(
-    name="card",
-    vram_bytes=2**34,
-    compute_capability="9.0",
-    pcie_gen=5,
-    pcie_gen_max=5,
-    pcie_width=16,
-    pcie_width_max=16,
-    driver="1",
-)
+from tec.tables import TABLES, capacity_table, main_table, overhead_table
+from tec.verdicts import judge
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +54,9 @@ def table(results: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", DESIGN_COLUMNS)
+@pytest.mark.parametrize("name", TABLES)
 def test_columns_begin_as_other_tools_expect(results: Path, name: str) -> None:
-    expected = DESIGN_COLUMNS[name].split(", ")
+    expected = TABLES[name].split(",")
     header = (results / "tables" / f"{name}.csv").read_text().splitlines()[0].split(",")
     assert header[: len(expected)] == expected
 
@@ -83,12 +65,12 @@ def test_no_speedup_without_a_gpu(results: Path) -> None:
     (row,) = table(results, "main")
     assert (row["baseline_arm"], row["tec_arm"], row["evidence"]) == (
         "off",
-        "cached-c16",
+        "cached-c8",
         "functional",
     )
     assert row["speedup"] == row["speedup_lo"] == row["speedup_hi"] == ""
     assert float(row["baseline_tps"]) > 0
-    assert (row["hit_rate"], row["size_gib"]) == ("1", "1.5")
+    assert (row["hit_rate"], row["size_gib"]) == ("0.5", "1.5")
 
 
 def test_speedup_of_paired_rounds_with_a_gpu(records: list[Record]) -> None:
@@ -98,6 +80,12 @@ def test_speedup_of_paired_rounds_with_a_gpu(records: list[Record]) -> None:
         float(row["tec_tps"] or 0) / float(row["baseline_tps"] or 1)
     )
     assert row["speedup_lo"] is not None
+
+
+def test_all_resident_cache_is_taken_only_where_there_is_no_other(records: list[Record]) -> None:
+    arms = [arm for arm in summarise(records) if arm.arm in ("off", "cached-c16")]
+    (row,) = main_table(arms).rows
+    assert (row["tec_arm"], row["hit_rate"]) == ("cached-c16", 1)
 
 
 def test_capacity_has_a_line_per_arm_and_protocol(results: Path) -> None:
@@ -132,6 +120,16 @@ def test_overhead_is_a_ratio_to_off_beside_the_noise(results: Path) -> None:
     assert {(row["aa_lo"], row["aa_hi"]) for row in rows} == {("1", "1")}
 
 
+def test_overhead_names_the_arm_it_is_a_ratio_to(records: list[Record]) -> None:
+    renamed = {"off": "plain", "off-aa": "plain-aa"}
+    arms = [
+        record.model_copy(update={"arm": renamed.get(record.arm, record.arm)}) for record in records
+    ]
+    rows = overhead_table(summarise(arms)).rows
+    assert {row["off_arm"] for row in rows} == {"plain"}
+    assert all(row["aa_lo"] is not None for row in rows)
+
+
 def test_resident_arm_is_a_ceiling_and_no_baseline(records: list[Record]) -> None:
     off = [r for r in with_gpu(records) if r.arm == "off"]
     key = off[0].key.model_copy(update={"settings": "f" * 12})
@@ -159,7 +157,7 @@ def test_gpu_numbers_carry_no_mark(records: list[Record]) -> None:
 
 
 def test_markdown_is_a_table(results: Path) -> None:
-    for name in DESIGN_COLUMNS:
+    for name in TABLES:
         text = (results / "tables" / f"{name}.md").read_text()
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert len(lines) == 2 + len(table(results, name))
@@ -167,11 +165,24 @@ def test_markdown_is_a_table(results: Path) -> None:
 
 
 def test_latex_has_as_many_cells_in_every_line(results: Path) -> None:
-    for name in DESIGN_COLUMNS:
+    for name in TABLES:
         text = (results / "tables" / f"{name}.tex").read_text()
         lines = [line for line in text.splitlines() if line.endswith(r"\\")]
         assert len(lines) == 1 + len(table(results, name))
         assert len({line.count(" & ") for line in lines}) == 1
+
+
+def test_a_divergence_of_zero_has_no_sign(results: Path) -> None:
+    """The tool prints -0.000000 where the two agree."""
+    runs = [
+        run.model_copy(update={"result": {**run.result, "kl_mean": -0.0}})
+        if run.test == "kl"
+        else run
+        for run in read_records(results / "toy.parity.jsonl")
+    ]
+    details = [v.detail for v in judge(runs) if v.check == "kl" and v.verdict == "pass"]
+    assert details
+    assert all(detail.startswith("mean 0 nats, off itself 0;") for detail in details)
 
 
 def test_escapes() -> None:

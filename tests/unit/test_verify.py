@@ -5,7 +5,7 @@ import pytest
 
 from fake_results import write_results
 from fake_study import make_row, make_study
-from tec.config import Selection
+from tec.selection import Selection
 from tec.verify import problems
 
 
@@ -53,7 +53,7 @@ def claim_speedup(results: Path) -> None:
     [
         (cut_records, "toy.prompts.jsonl: no record of cached-c8"),
         (fail_parity, "toy cached-c8 bitwise failed"),
-        (claim_speedup, "toy claims a speed-up without a GPU"),
+        (claim_speedup, "toy claims a speed-up on the CPU back end"),
         (lambda results: (results / "tables" / "main.tex").unlink(), "main.tex: missing or empty"),
         (lambda results: (results / "runs" / "toy.random.jsonl").unlink(), "random.jsonl: missing"),
         (lambda results: (results / "paper.pdf").write_text("%%!"), "paper.pdf: not a .pdf file"),

@@ -37,9 +37,11 @@ def test_everything_is_planned_and_the_profile_is_loaded() -> None:
     assert "machine=100" in result.stdout, "no job asks for the whole machine"
 
 
-def test_another_target_is_another_build() -> None:
+def test_cuda_target_is_refused_before_anything_is_built() -> None:
     result = dry_run("--forceall", "all", "--config", "target=sm_90")
-    assert "tec build sm_90" in result.stdout
+    assert result.returncode != 0
+    assert "no CUDA kernels in this version" in result.stdout
+    assert "next: build the CUDA tools alone with: .venv/bin/tec build sm_90" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,7 @@ def test_without_the_profile_nothing_runs() -> None:
     result = dry_run("all", "--workflow-profile", "none")
     assert result.returncode != 0
     assert "workflow/profiles/default is not loaded" in result.stdout
+    assert "ln -sfn workflow/profiles profiles" in result.stdout
 
 
 def test_second_run_in_the_same_place_is_refused_but_may_look() -> None:

@@ -202,6 +202,69 @@ def test_pinned_experts_leave_the_outputs_as_they_are(
     assert said(run) == said(decode("--expert-cache", "off"))
 
 
+@pytest.fixture
+def bench(binaries: dict[str, Path], tmp_path: Path) -> Run:
+    """Run a short llama-bench with extra arguments and variables; one result."""
+
+    def run(*arguments: object, **variables: str) -> dict[str, Any]:
+        words = ("-m", MODEL, "-t", 2, "-r", 1, "-fa", 1, "-p", 0, "-n", 8, "-o", "jsonl")
+        command = [str(binaries["llama-bench"]), *map(str, words), *map(str, arguments)]
+        result: dict[str, Any] = json.loads(run_tool(command, variables, tmp_path / "log").stdout)
+        return result
+
+    return run
+
+
+def client_variables(pins: Path, capacity: int, pinned: int) -> dict[str, str]:
+    """Return what an existing client sets to run with pinned experts."""
+    return {
+        "EXPERT_CACHE_ENABLE": "1",
+        "EXPERT_CACHE_CAPACITY": str(capacity),
+        "EXPERT_CACHE_PIN_LIST": str(pins),
+        "EXPERT_CACHE_PINNED": str(pinned),
+        "EXPERT_CACHE_UNIFIED": "1",
+    }
+
+
+def test_client_variables_pin_experts_in_both_tools(
+    decode: Run, bench: Run, geometry: Geometry, tmp_path: Path
+) -> None:
+    pins = _pin_list(tmp_path / "pins.txt", geometry.n_layer, geometry.n_expert)
+    capacity = geometry.n_expert_used + 4
+    status = decode(**client_variables(pins, capacity, 3))["status"]
+    assert (status["capacity"], status["pinned"]) == (capacity, 3)
+    result = bench(**client_variables(pins, capacity, 3))
+    assert (result["expert_cache_capacity"], result["expert_cache_pinned"]) == (capacity, 3)
+    off = bench(**{**client_variables(pins, capacity, 3), "EXPERT_CACHE_ENABLE": "0"})
+    assert (off["expert_cache"], off["expert_cache_hits"]) == ("off", 0)
+
+
+def test_variables_of_the_flags_reach_llama_bench(
+    bench: Run, geometry: Geometry, tmp_path: Path
+) -> None:
+    pins = _pin_list(tmp_path / "pins.txt", geometry.n_layer, geometry.n_expert)
+    capacity = geometry.n_expert_used + 4
+    result = bench(
+        LLAMA_ARG_EXPERT_CACHE=str(capacity),
+        LLAMA_ARG_EXPERT_CACHE_POLICY="lru",
+        LLAMA_ARG_EXPERT_CACHE_PIN_LIST=str(pins),
+        LLAMA_ARG_EXPERT_CACHE_PINNED="2",
+        EXPERT_CACHE_ENABLE="0",
+    )
+    assert (result["expert_cache"], result["expert_cache_pinned"]) == (str(capacity), 2)
+
+
+def test_without_a_pin_list_the_clients_number_of_pins_does_not_count(
+    decode: Run, geometry: Geometry
+) -> None:
+    run = decode(
+        EXPERT_CACHE_ENABLE="1",
+        EXPERT_CACHE_CAPACITY=str(geometry.n_expert),
+        EXPERT_CACHE_PINNED="4",
+    )
+    assert run["status"]["pinned"] == 0
+
+
 def test_llama_bench_has_the_cache_as_axis_and_columns(
     binaries: dict[str, Path], geometry: Geometry, tmp_path: Path
 ) -> None:
@@ -295,9 +358,35 @@ def test_malformed_variable_is_named(
     assert value in error
 
 
-def test_unknown_policy_is_refused(complaint: Callable[..., str], geometry: Geometry) -> None:
-    arguments = ("--expert-cache", geometry.n_expert, "--expert-cache-policy", "mru")
-    assert "mru" in complaint("llama-expert-bench", MODEL, *arguments)
+@pytest.mark.parametrize("policy", ["mru", "hot"])
+def test_unknown_policy_is_refused(
+    complaint: Callable[..., str], geometry: Geometry, policy: str
+) -> None:
+    arguments = ("--expert-cache", geometry.n_expert, "--expert-cache-policy", policy)
+    assert policy in complaint("llama-expert-bench", MODEL, *arguments)
+
+
+def test_unified_memory_without_a_pin_list_is_refused(complaint: Callable[..., str]) -> None:
+    error = complaint("llama-bench", MODEL, EXPERT_CACHE_ENABLE="1", EXPERT_CACHE_UNIFIED="1")
+    assert "EXPERT_CACHE_PIN_LIST" in error
+
+
+def test_full_disk_leaves_no_result(
+    binaries: dict[str, Path], prompts: Path, tmp_path: Path
+) -> None:
+    """A file-size limit stands in for the full disk."""
+    out = tmp_path / "out.jsonl"
+    command = _decode_command(binaries, MODEL, prompts, "-o", out)
+    limited = subprocess.run(
+        ["bash", "-c", 'trap "" XFSZ; ulimit -f 1; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert limited.returncode == 1
+    assert "cannot write" in limited.stderr
+    assert not list(tmp_path.glob("out.jsonl*"))
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "not a pin list", "another model's"])

@@ -1,6 +1,13 @@
 # llama.cpp's programs for a target. The build tree is no output: Snakemake would delete it when a
 # job is interrupted, and the next run could not continue.
 
+from tec.build import TESTS, TOOLS, cmake_arguments, portable
+
+
+def build_settings(target):
+    """What decides a build besides llama.cpp's tree and the series."""
+    return [target, *portable(cmake_arguments(target, PIN.commit))]
+
 
 rule build:
     input:
@@ -9,6 +16,8 @@ rule build:
         relative(paths.build_manifest("{target}")),
     params:
         engine=ENGINE,
+        settings=lambda wildcards: build_settings(wildcards.target),
+        programs=TOOLS,
     threads: workflow.cores
     shell:
         "{TEC} build {wildcards.target} --jobs {threads}"
@@ -21,6 +30,8 @@ rule build_tests:
         relative(paths.build_tests_manifest("{target}")),
     params:
         engine=ENGINE,
+        settings=lambda wildcards: build_settings(wildcards.target),
+        programs=TESTS,
     threads: workflow.cores
     shell:
         "{TEC} build {wildcards.target} --tests --jobs {threads}"

@@ -10,7 +10,7 @@ rule figure:
         data=lambda wildcards: [str(path) for path in FIGURES[wildcards.figure].inputs(Path(RESULTS), ROWS)],
         code=lambda wildcards: [
             f"workflow/tec/{FIGURES[wildcards.figure].module}.py",
-            "workflow/tec/figure_style.py",
+            *(f"workflow/tec/{module}.py" for module in ("figure_style", "figure_data", "stats")),
         ],
     output:
         svg=report(

@@ -15,6 +15,7 @@ rule paper:
             "models/pydoc-moe/{name}.json",
             name=["corpus-manifest", "evaluation", "hashes", "train"],
         ),
+        code=expand("workflow/tec/{module}.py", module=["paper", "claims", "prose"]),
     output:
         pdf=report(f"{RESULTS}/paper.pdf", caption="../report/paper.rst", category="Paper"),
         claims=report(f"{RESULTS}/claims.json", caption="../report/claims.rst", category="Paper"),

@@ -4,11 +4,12 @@
 rule verdicts:
     localrule: True
     input:
-        f"{RESULTS}/runs/{{row}}.parity.jsonl",
+        runs=f"{RESULTS}/runs/{{row}}.parity.jsonl",
+        code="workflow/tec/verdicts.py",
     output:
         f"{RESULTS}/verdicts/{{row}}.jsonl",
     shell:
-        "{TEC} parity judge {input} --out {output}"
+        "{TEC} parity judge {input.runs} --out {output}"
 
 
 rule parity:

@@ -6,9 +6,10 @@ TABLES = ["main", "capacity", "overhead", "parity"]
 rule tables:
     localrule: True
     input:
-        runs=expand(rules.runs.output, row=ROWS, protocol=["prompts", "random"]),
+        runs=expand(rules.measure.output, row=ROWS, protocol=["prompts", "random"]),
         verdicts=expand(rules.verdicts.output, row=ROWS),
         templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
+        code=expand("workflow/tec/{module}.py", module=["tables", "table", "summary", "stats"]),
     output:
         report(
             expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),

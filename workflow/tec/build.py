@@ -61,6 +61,9 @@ OPTIONS = {
     "LLAMA_BUILD_TESTS": "ON",
     "LLAMA_OPENSSL": "OFF",
 }
+OFF_ON_CPU = ("GGML_CUDA", "GGML_METAL", "GGML_BLAS", "GGML_ACCELERATE")
+"""Back ends that would compute in place of the CPU's; macOS has two of them on by default."""
+
 CUDA_HOME = Path("/usr/local/cuda")
 
 _ERROR = re.compile(r"\berror\b", re.IGNORECASE)
@@ -211,13 +214,18 @@ def cmake_arguments(target: str, commit: str) -> list[str]:
     """Return the `-D` arguments that configure a target."""
     options = {**OPTIONS, "LLAMA_BUILD_COMMIT": commit[:7], "LLAMA_BUILD_NUMBER": "0"}
     if target == "cpu":
-        options["GGML_CUDA"] = "OFF"
+        options |= dict.fromkeys(OFF_ON_CPU, "OFF")
     else:
         options["GGML_CUDA"] = "ON"
         options["CMAKE_CUDA_ARCHITECTURES"] = target.removeprefix("sm_")
         if compiler := _nvcc():
             options["CMAKE_CUDA_COMPILER"] = compiler
     return [f"-D{name}={value}" for name, value in options.items()]
+
+
+def portable(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that name no path of this machine's tools."""
+    return [word for word in arguments if not Path(word.partition("=")[2]).is_absolute()]
 
 
 def tool(name: str) -> str:

@@ -59,7 +59,7 @@ def hit_rate(results: Results) -> Figure:
 def throughput(results: Results) -> Figure:
     """Decoding speed against capacity, beside the arms without a cache and the A/A band."""
     table = results.table("capacity", [*_COLUMNS, *_SPEEDS])
-    noise = results.table("overhead", ["row", "protocol", "aa_lo", "aa_hi"])
+    noise = results.table("overhead", ["row", "protocol", "aa_lo", "aa_hi", "off_arm"])
     pairs = list(dict.fromkeys(zip(table["row"], table["protocol"], strict=True)))
     titles = [f"{row}\n{PROTOCOL_TITLES[protocol]}" for row, protocol in pairs]
     figure, axes = panels(titles, across=4, in_column=2)
@@ -79,11 +79,11 @@ def throughput(results: Results) -> Figure:
 
 def _noise_band(axis: Axes, part: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Line2D | Patch]:
     """Draw the band around the cache switched off within which two identical arms differ."""
-    off = part.loc[part["arm"] == "off", "tg_tps"].dropna()
-    band = noise[["aa_lo", "aa_hi"]].dropna()
-    if off.empty or band.empty:
+    band = noise.dropna(subset=["aa_lo", "aa_hi"])
+    if band.empty:
         return {}
-    low, high = off.iloc[0] * band.iloc[0]
+    off = part.loc[part["arm"] == band["off_arm"].iloc[0], "tg_tps"].iloc[0]
+    low, high = off * band[["aa_lo", "aa_hi"]].iloc[0]
     axis.axhspan(low, high, color="0.8", linewidth=0)
     return {"noise": Patch(color="0.8", label="A/A noise")}
 

@@ -44,7 +44,7 @@ class Claim(Section):
     """A .csv, .jsonl or .json file in the study's folder; with `base: repository`, in the root."""
     base: Literal["results", "repository"] = "results"
     field: str
-    """A column, or a path of keys into a record, such as `system.cpu`."""
+    """A column, or a path of keys into a record, such as `system.cpu` or `command.--chunks`."""
     where: dict[str, Scalar] = Field(default_factory=dict)
     """Only entries whose fields have these values; `""` is an empty cell."""
     nearest: dict[str, Scalar] = Field(default_factory=dict)
@@ -55,7 +55,8 @@ class Claim(Section):
     """Python's format specification, such as `.1f`; empty: the value as it stands."""
     unit: str = ""
     optional: bool = False
-    """The value may be missing: an empty cell, null or no such field. The claim is then null."""
+    """The value may be missing: no entry or field, an empty cell, or null. The claim is then null,
+    and so is every optional claim that refers to it."""
 
 
 class ClaimsFile(Section):
@@ -98,6 +99,11 @@ def resolve_claims(claims: Mapping[str, Claim], bases: Bases) -> dict[str, Resol
 
 
 def _resolve(name: str, claim: Claim, bases: Bases, earlier: Mapping[str, Resolved]) -> Resolved:
+    if claim.optional and any(
+        earlier[one].value is None for one in references(claim) & set(earlier)
+    ):
+        return Resolved(value=None, text=None, source=f"{claim.file}: {claim.field}")
+
     def known(reference: str) -> Scalar:
         return _value_of(reference, name, earlier)
 
@@ -203,13 +209,19 @@ def _nearest(entries: Sequence[Entry], field: str, value: float) -> list[Entry]:
 
 
 def _look_up(entry: Entry, field: str, optional: bool = False) -> object:
-    """Return the value at a path of keys; a number in the path is a position in a list."""
+    """Return the value at a path of keys.
+
+    In a list a number is a position, and another text is an item that stands before the value, as
+    an option does on a command line.
+    """
     value: Any = entry
     for key in field.split("."):
         if isinstance(value, Mapping) and key in value:
             value = value[key]
         elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
             value = value[int(key)]
+        elif isinstance(value, list) and key in value[:-1]:
+            value = value[value.index(key) + 1]
         elif optional:
             return None
         else:
@@ -238,6 +250,8 @@ def _pick(claim: Claim, values: Sequence[object]) -> Scalar | None:
     """Return the claim's one value."""
     if claim.pick == "count":
         return len(values)
+    if not values and claim.optional:
+        return None
     if not values:
         raise _ClaimError("no entry matches", "correct the claim or the study")
     if claim.pick in _NUMBERS:

@@ -16,7 +16,7 @@ COMMANDS = {
     "source": "tec.source",
     "patches": "tec.patches",
     "build": "tec.build",
-    "check": "tec.config",
+    "check": "tec.selection",
     "schema": "tec.schema",
     "model": "tec.models",
     "system": "tec.system",
@@ -55,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        full = TecError("the disk is full", error.filename, "free some space and run again")
+        full = TecError(
+            "the disk or your quota on it is full", error.filename, "free some space and run again"
+        )
         print(f"error: {full}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,16 +6,13 @@ the study's or row's name.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, PositiveInt, StringConstraints
 
 from tec.errors import TecError
-from tec.nearest import suggestion
+from tec.nearest import check_known
 from tec.paths import MODELS, STUDIES
 from tec.quantities import Sha256
 from tec.yaml_file import Section, load_yaml
@@ -24,7 +21,6 @@ Target = Literal["cpu", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 DEFAULT_STUDY = "demo"
-SELECTION_KEYS = ("study", "rows", "target")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
@@ -56,7 +52,6 @@ class Arm(Section):
     expert_cache: Literal["off", "auto", "sweep"] | PositiveInt = "off"
     """Slots per layer; `sweep` stands for one arm per capacity of the study."""
     expert_cache_policy: Literal["lru"] | None = None
-    expert_cache_pinned: NonNegativeInt | None = None
     options: dict[str, str | int | float] = Field(default_factory=dict)
     """Other llama.cpp options by their long name without dashes, e.g. `n-cpu-moe: 99`."""
 
@@ -65,7 +60,6 @@ class Arm(Section):
         named: dict[str, object] = {
             "expert-cache": self.expert_cache,
             "expert-cache-policy": self.expert_cache_policy,
-            "expert-cache-pinned": self.expert_cache_pinned,
             **self.options,
         }
         given = {name: value for name, value in named.items() if value is not None}
@@ -148,21 +142,12 @@ class Study(Section):
             capacity = arm.expert_cache
             if isinstance(capacity, int) and not n_expert_used <= capacity <= n_expert:
                 raise TecError(
-                    f"arm '{name}' asks for {capacity} slots; this model needs at least "
-                    f"{n_expert_used} (experts used per token) and has {n_expert} experts",
+                    f"arm '{name}' asks for {capacity} slots; this model has K = "
+                    f"{n_expert_used} experts used per token, the least, of {n_expert} experts",
                     STUDIES / f"{self.name}.yaml",
                     f"choose expert_cache from {n_expert_used} to {n_expert}",
                 )
         return expanded
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What one run of the pipeline covers."""
-
-    study: Study
-    rows: dict[str, Row]
-    target: Target
 
 
 Named = TypeVar("Named", Study, Row)
@@ -178,47 +163,8 @@ def load_row(name: str) -> Row:
     return _load_named("row", MODELS, name, Row)
 
 
-def select(config: Mapping[str, Any]) -> Selection:
-    """Return the study, rows and target that `snakemake --config` names; all have defaults.
-
-    Args:
-        config: `study`, a name; `rows`, names separated by commas or a list; `target`, a name.
-
-    Raises:
-        TecError: an unknown key, study, row or target, with the nearest known name.
-    """
-    for key in config:
-        _known("--config key", key, SELECTION_KEYS)
-    study = load_study(str(config.get("study", DEFAULT_STUDY)))
-    names = config.get("rows", study.rows)
-    wanted = [
-        str(name) for name in (names.split(",") if isinstance(names, str) else _listed(names))
-    ]
-    for name in wanted:
-        _known("row", name, study.rows, where=f"study {study.name}")
-    target = str(config.get("target", study.target))
-    _known("target", target, TARGETS)
-    return Selection(
-        study=study,
-        rows={name: load_row(name) for name in dict.fromkeys(wanted)},
-        target=next(known for known in TARGETS if known == target),
-    )
-
-
-def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `tec check`."""
-    parser = sub.add_parser("check", help="check a study's configuration")
-    parser.add_argument("study", nargs="?", default=DEFAULT_STUDY)
-    parser.set_defaults(run=lambda options: _check(options.study))
-
-
-def _check(name: str) -> None:
-    selection = select({"study": name})
-    print(f"{name}: {len(selection.rows)} rows, {len(selection.study.arms)} arms, no errors")
-
-
 def _load_named(what: str, folder: Path, name: str, model: type[Named]) -> Named:
-    _known(what, name, [path.stem for path in folder.glob("*.yaml")], where=folder)
+    check_known(what, name, [path.stem for path in folder.glob("*.yaml")], where=folder)
     path = folder / f"{name}.yaml"
     loaded = load_yaml(path, model)
     if loaded.name != name:
@@ -226,14 +172,3 @@ def _load_named(what: str, folder: Path, name: str, model: type[Named]) -> Named
             f"name is '{loaded.name}', but the file is {path.name}", path, f"write name: {name}"
         )
     return loaded
-
-
-def _known(what: str, name: str, known: Iterable[str], where: object = None) -> None:
-    names = list(known)
-    if name not in names:
-        raise TecError(f"unknown {what} '{name}'", where, suggestion(name, names))
-
-
-def _listed(names: object) -> list[object]:
-    """Return one name or several as a list (a YAML value may be either)."""
-    return list(names) if isinstance(names, list | tuple) else [names]

@@ -82,5 +82,5 @@ def by_capacity(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def functional_rows(table: pd.DataFrame) -> list[str]:
-    """Return the rows of a table with a line that was taken without a GPU."""
+    """Return the rows of a table with a line that was taken on the CPU back end."""
     return list(dict.fromkeys(table.loc[table["evidence"] == "functional", "row"]))

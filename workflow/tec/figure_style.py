@@ -31,9 +31,9 @@ PAGE_WIDTH = 6.9
 CURVE_HEIGHT, SMALL_CURVE_HEIGHT = 2.3, 1.55
 """Inches; a panel with curves on a column-wide and on a page-wide figure."""
 
-NOT_EVIDENCE = "functional, not evidence: no GPU"
-COUNTED_ON_CPU = "counted on the CPU back end, no GPU"
-CHECKED_ON_CPU = "checked on the CPU back end, no GPU"
+NOT_EVIDENCE = "functional, not evidence: run on the CPU back end"
+COUNTED_ON_CPU = "counted on the CPU back end"
+CHECKED_ON_CPU = "checked on the CPU back end"
 
 INK = "0.1"
 FAINT = "0.6"
@@ -149,7 +149,7 @@ def handle(label: str, look: Look) -> Line2D:
 def label_functional(
     figure: Figure, text: str, functional: Sequence[str], rows: Sequence[str]
 ) -> None:
-    """Say on the figure what was run without a GPU: all of `rows`, or the `functional` ones."""
+    """Say on the figure what ran on the CPU back end: all of `rows`, or the `functional` ones."""
     if functional:
         some = "" if len(functional) == len(rows) else f" ({', '.join(functional)})"
         figure.suptitle(text + some, style="italic")

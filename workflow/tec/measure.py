@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from tec import expert_bench, llama_bench, perplexity
 from tec.build import load_manifest
 from tec.config import Row, Study, load_row, load_study
-from tec.files import sha256_file
+from tec.files import sha256_file, write_atomically
 from tec.models import read_model
 from tec.paths import ROOT
 from tec.records import Protocol
@@ -55,27 +58,58 @@ def interleaved(arms: Sequence[str], rounds: int, seed: str) -> Iterator[tuple[i
             yield number, arm
 
 
-def measure_key(study: Study, row: Row, protocol: Protocol, engine: str, target: str) -> str:
+def measure_key(
+    study: Study, row: Row, protocol: Protocol, build: Sequence[str], machine: str
+) -> str:
     """Return the hash of everything that decides what a file of records says.
 
-    Snakemake measures again when it changes, and only then.
+    It is part of the kept file's name: one key, one measurement.
 
     Args:
         study: its arms, its capacities and this protocol count, its name does not.
         row: its model file and its prompts count.
         protocol: which file of records.
-        engine: hash of llama.cpp's tree and the patch series.
-        target: the build target.
+        build: what decides the programs: llama.cpp's tree, the series, the target, cmake's options.
+        machine: the fingerprint of this machine.
     """
     settings = study.parity if protocol == "parity" else getattr(study.protocols, protocol)
-    files = [row.prompts] + ([study.parity.text] if protocol == "parity" else [])
+    files = {
+        "prompts": [row.prompts],
+        "random": [],
+        "parity": [row.prompts, study.parity.text],
+    }[protocol]
     parts = [
-        *(protocol, engine, target, row.source.model_dump_json(), settings.model_dump_json()),
+        *(protocol, *build, machine, row.source.model_dump_json(), settings.model_dump_json()),
+        *(shlex.join(command) for command in _commands(study, protocol)),
         *(f"{name} {arm.model_dump_json()}" for name, arm in study.arms.items()),
         study.capacities.model_dump_json(),
-        *(sha256_file(ROOT / file) for file in files if (ROOT / file).exists()),
+        *(sha256_file(ROOT / file) for file in files),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _commands(study: Study, protocol: Protocol) -> list[tuple[str, ...]]:
+    """Return a protocol's command lines without files and arms: what this package decides."""
+    prompts, published = study.protocols.prompts, study.protocols.random
+    tokens = (published.n_prompt, published.n_gen)
+    decode = partial(
+        expert_bench.command, "", "", "", threads=prompts.threads, ctx=prompts.ctx, arm=()
+    )
+    if protocol == "prompts":
+        return [decode(n_gen=prompts.n_gen)]
+    if protocol == "random":
+        return [llama_bench.command("", "", *tokens, published.threads, ())]
+    return [
+        decode(n_gen=study.parity.n_gen),
+        perplexity.reference_command("", "", "", "", prompts.threads, ()),
+        perplexity.divergence_command("", "", "", prompts.threads, ()),
+    ]
+
+
+def measure(session: Session, steps: Sequence[Step], options: argparse.Namespace) -> None:
+    """Run the session unless its file is kept already, and write a copy of it to `--out`."""
+    session.run(steps, options.wait)
+    write_atomically(options.out, session.kept.read_bytes())
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -92,7 +126,13 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("row")
     parser.add_argument("--build", type=Path, required=True, help="manifest.json of the build")
     parser.add_argument("--model", type=Path, required=True, help="the row's record of its model")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file of records to make")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        required=True,
+        help="file that keeps the records; where it exists, nothing is measured",
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="copy of the kept file")
     parser.add_argument("--log", type=Path, required=True, help="where the tools' messages go")
     parser.add_argument(
         "--wait", type=float, default=0, help="seconds to wait for another measurement (0)"
@@ -109,7 +149,7 @@ def open_session(options: argparse.Namespace, protocol: Protocol) -> tuple[Sessi
         protocol=protocol,
         build=build_info(manifest),
         model=model,
-        out=options.out,
+        kept=options.kept,
         log=options.log,
     )
     return session, Steps(study, load_row(options.row), model, manifest)
@@ -118,4 +158,4 @@ def open_session(options: argparse.Namespace, protocol: Protocol) -> tuple[Sessi
 def _measure(options: argparse.Namespace) -> None:
     session, steps = open_session(options, options.protocol)
     plan = {"prompts": prompts_plan, "random": random_plan}[options.protocol]
-    session.run(plan(steps), options.wait)
+    measure(session, plan(steps), options)

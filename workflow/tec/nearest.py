@@ -5,6 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from tec.errors import TecError
+
+
+def check_known(what: str, name: str, known: Iterable[str], where: object = None) -> None:
+    """Raise a TecError with the nearest known name unless `name` is one of `known`."""
+    names = list(known)
+    if name not in names:
+        raise TecError(f"unknown {what} '{name}'", where, suggestion(name, names))
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return a hint naming the nearest known name, or all of them when none is near."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tec.errors import TecError
 from tec.files import write_atomically
-from tec.measure import add_session_arguments, open_session
+from tec.measure import add_session_arguments, measure, open_session
 from tec.records import read_records, read_verdicts
 from tec.session import Step
 from tec.steps import Steps
@@ -63,7 +63,7 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     session, steps = open_session(options, "parity")
-    session.run(parity_plan(steps), options.wait)
+    measure(session, parity_plan(steps), options)
     steps.reference_file.unlink(missing_ok=True)
 
 

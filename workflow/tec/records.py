@@ -86,7 +86,7 @@ class Record(_Model):
 
     @property
     def evidence(self) -> Evidence:
-        """What this record's times can show: without a GPU only that the mechanism works."""
+        """What this record's times can show: on the CPU back end only that the mechanism works."""
         return "gpu" if self.system.gpus and self.build.target != "cpu" else "functional"
 
 

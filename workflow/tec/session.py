@@ -1,8 +1,8 @@
 """A list of processes to run, kept process by process so that it can be interrupted.
 
 Finished processes are in `<file>.partial` until the last one ended; then that file gets its name.
-A second run does only what is missing. A partial file of another study, build, model or machine is
-set aside, never mixed in.
+A second run does only what is missing, and a file that has its name is never measured again. A
+partial file of another study, build, model or machine is set aside, never mixed in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,17 +20,26 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tec.build import Manifest
+from tec.build import Manifest, portable
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
 from tec.gguf_file import ModelInfo
 from tec.machine_lock import machine_lock
 from tec.paths import ROOT
 from tec.process import Finished, run_tool
-from tec.records import BuildInfo, Protocol, Record, RunKey, append_record, read_partial
+from tec.records import (
+    BuildInfo,
+    Protocol,
+    Record,
+    RunKey,
+    append_record,
+    read_partial,
+    read_records,
+)
 from tec.system import System, read_system
 
 _READ_AHEAD = 16 * 1024**2
+_READ_ONLY = 0o444
 
 
 @dataclass(frozen=True)
@@ -62,14 +72,15 @@ class Session:
     protocol: Protocol
     build: BuildInfo
     model: ModelInfo
-    out: Path
+    kept: Path
+    """The file to make, if it is not there; never overwritten."""
     log: Path
     system: System = field(default_factory=read_system)
 
     @property
     def partial(self) -> Path:
         """The file that holds the steps finished so far."""
-        return self.out.with_name(self.out.name + ".partial")
+        return self.kept.with_name(self.kept.name + ".partial")
 
     def key(self, step: Step) -> RunKey:
         """Return what has to be equal for two records to be repetitions of each other."""
@@ -81,27 +92,51 @@ class Session:
         )
 
     def run(self, steps: Sequence[Step], wait: float) -> None:
-        """Run the steps that are not done yet, then give the file its name.
+        """Run the steps that are not done yet, then give the file its name; none if it has it.
 
         Args:
             steps: in the order they are to be run.
             wait: seconds to wait for another measurement on this machine.
 
         Raises:
-            TecError: the machine is taken, a tool fails, or the disk is full.
+            TecError: the file is there and not whole, the machine is taken, a tool fails, or the
+                disk is full.
         """
-        keys = [self.key(step) for step in steps]
+        if self._is_kept(steps):
+            return
         with machine_lock(f"{self.study} {self.model.row} {self.protocol}", wait) as lock:
-            done = self._resume(steps, keys)
-            todo = [index for index in range(len(steps)) if index not in done]
-            if todo:
-                _read_once(ROOT / self.model.path)
-            progress = _Progress(len(steps), len(todo))
-            for index in todo:
-                record = self._run_step(steps[index], index, keys[index], lock)
-                append_record(self.partial, record)
-                progress.show(self.model.row, self.protocol, record)
-        self.partial.replace(self.out)
+            if not self._is_kept(steps):  # another process may have made it meanwhile
+                self._run_missing(steps, lock)
+                self.partial.rename(self.kept)
+                self.kept.chmod(_READ_ONLY)
+
+    def _is_kept(self, steps: Sequence[Step]) -> bool:
+        """Say whether the file is there; raise a TecError if it is, and is not whole."""
+        if not self.kept.exists():
+            return False
+        found = Counter((r.arm, r.test, r.round) for r in read_records(self.kept))
+        if found != Counter((step.arm, step.test, step.round) for step in steps):
+            raise TecError(
+                f"the kept file has {found.total()} records, which are not one for each of "
+                f"{len(steps)} processes",
+                self.kept,
+                "move the file away and run again",
+            )
+        _say(f"nothing to measure: {self.kept} has these {len(steps)} processes")
+        return True
+
+    def _run_missing(self, steps: Sequence[Step], lock: int) -> None:
+        """Run what the partial file does not hold yet, and append it."""
+        keys = [self.key(step) for step in steps]
+        done = self._resume(steps, keys)
+        todo = [index for index in range(len(steps)) if index not in done]
+        if todo:
+            _read_once(ROOT / self.model.path)
+        progress = _Progress(len(steps), len(todo))
+        for index in todo:
+            record = self._run_step(steps[index], index, keys[index], lock)
+            append_record(self.partial, record)
+            progress.show(self.model.row, self.protocol, record)
 
     def _run_step(self, step: Step, order: int, key: RunKey, lock: int) -> Record:
         started_at = datetime.now(UTC)
@@ -178,12 +213,7 @@ class _Progress:
 def build_info(manifest: Manifest) -> BuildInfo:
     """Return what a record says about a build; paths of this machine's tools are left out."""
     values = manifest.model_dump(include=set(BuildInfo.model_fields))
-    arguments = [word for word in manifest.cmake_args if not _names_a_path(word)]
-    return BuildInfo(**{**values, "cmake_args": tuple(arguments)})
-
-
-def _names_a_path(argument: str) -> bool:
-    return Path(argument.partition("=")[2]).is_absolute()
+    return BuildInfo(**{**values, "cmake_args": tuple(portable(manifest.cmake_args))})
 
 
 def _set_aside(partial: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,12 @@ def _extract(
     archive: tarfile.TarFile, subtree: str, parts: Sequence[str], staged: Path, skip_top: bool
 ) -> None:
     """Extract `parts` below `subtree` (below the archive's top folder if `skip_top`), safely."""
+    if not hasattr(tarfile, "data_filter"):
+        raise TecError(
+            f"Python {platform.python_version()} cannot extract archives safely",
+            sys.executable,
+            "use Python 3.11.4 or newer: make .venv/installed PYTHON=/path/to/python3",
+        )
     prefixes = tuple(f"{subtree}/{part}".lstrip("/") for part in parts)
     for member in archive:
         path = member.name.partition("/")[2] if skip_top else member.name

@@ -1,6 +1,6 @@
 """A table and how it is written: CSV for other tools, Markdown and LaTeX for people.
 
-A number that was measured without a GPU is marked where it stands.
+A number that was measured on the CPU back end is marked where it stands.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Value = str | float | int | None
 EMPTY = "\N{EN DASH}"
 MARK = "f"
 FUNCTIONAL_NOTE = (
-    "functional, not evidence: measured without a GPU; it shows that the mechanism works and what "
-    "it costs on this CPU, and says nothing about TEC's speed"
+    "functional, not evidence: run on the CPU back end; it shows that the mechanism works and what "
+    "it costs there, and says nothing about TEC's speed"
 )
 
 _LATEX = {

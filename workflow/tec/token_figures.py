@@ -133,7 +133,8 @@ def _chosen_arms(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the arms of a cold-start panel by role: off, smallest, middle and largest capacity."""
     arms = by_capacity(records)
     cached = [arm for arm, runs in arms.items() if slots(runs[0]) is not None]
-    chosen = {"cache off": "off"} if "off" in arms else {}
+    without = [arm for arm in arms if arm not in cached]
+    chosen = {"cache off": "off" if "off" in without else without[0]} if without else {}
     if cached:
         chosen |= {
             "smallest C": cached[0],
@@ -170,5 +171,5 @@ def _layer_rates(runs: Sequence[Record]) -> dict[int, float]:
 
 
 def _functional(records: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Return the rows with a record that was taken without a GPU."""
+    """Return the rows with a record that was taken on the CPU back end."""
     return [row for row, runs in records.items() if any(r.evidence == "functional" for r in runs)]

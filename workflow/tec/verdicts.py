@@ -122,7 +122,7 @@ class _Judge:
             return "not_run", _AT_THE_ENDS
         floor = self.divergence[self.reference].kl_mean
         detail = (
-            f"mean {found.kl_mean:.2e} nats, {self.reference} itself {floor:.2e}; "
+            f"mean {_nats(found.kl_mean)} nats, {self.reference} itself {_nats(floor)}; "
             f"same top token {found.same_top:.1f} %"
         )
         return ("pass" if found.kl_mean <= floor + KL_TOLERANCE else "fail"), detail
@@ -164,6 +164,11 @@ def _tokens(prompt: Prompt) -> Sequence[object]:
 
 def _said(prompt: Prompt) -> Sequence[object]:
     return list(zip(prompt.logits_hash, prompt.tokens, strict=True))
+
+
+def _nats(value: float) -> str:
+    """Return a divergence with 3 significant digits; rounding can leave a zero with a sign."""
+    return f"{value:.2e}" if value else "0"
 
 
 def _n_steps(run: ExpertBench) -> int:

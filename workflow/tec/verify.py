@@ -7,22 +7,13 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tec.config import DEFAULT_STUDY, Selection, Study, select
+from tec.config import DEFAULT_STUDY, Study
 from tec.errors import TecError
 from tec.paths import RESULTS
 from tec.records import read_records
+from tec.selection import Selection, select
+from tec.tables import TABLES
 from tec.verdicts import ENFORCED
-
-TABLES = {
-    "main": "row,arch,quant,size_gib,baseline_arm,baseline_tps,tec_arm,tec_tps,speedup,"
-    "speedup_lo,speedup_hi,hit_rate,evidence",
-    "capacity": "row,arm,protocol,capacity,capacity_share,vram_gib,tg_tps,pp_tps,hit_rate,"
-    "resident_tps,bound_tps,evidence",
-    "parity": "row,arm,check,verdict,detail",
-    "overhead": "row,arm,protocol,ratio_to_off,lo,hi,aa_lo,aa_hi,evidence",
-}
-"""Table -> the columns that other tools read."""
-
 
 MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-"}
 
@@ -87,7 +78,7 @@ def _speedups(path: Path, names: Iterable[str]) -> Iterator[str]:
     rows = _rows(path)
     for row in rows:
         if row["evidence"] == "functional" and (row["speedup"] or row["speedup_lo"]):
-            yield f"{path}: {row['row']} claims a speed-up without a GPU"
+            yield f"{path}: {row['row']} claims a speed-up on the CPU back end"
     for name in sorted(set(names).difference(row["row"] for row in rows)):
         yield f"{path}: no row {name}"
 

@@ -34,17 +34,15 @@ void common_expert_cache_params::set_capacity(const std::string & value) {
 }
 
 void common_expert_cache_params::set_policy(const std::string & value) {
-    if (value == "lru") {
-        policy = LLAMA_EXPERT_CACHE_POLICY_LRU;
-    } else if (value == "hot") {
-        policy = LLAMA_EXPERT_CACHE_POLICY_HOT;
-    } else {
-        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy: choose 'lru' or 'hot'", value.c_str()));
+    if (value != "lru") {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy of this version: choose 'lru'", value.c_str()));
     }
+    policy = LLAMA_EXPERT_CACHE_POLICY_LRU;
 }
 
 void common_expert_cache_params::set_pinned(const std::string & value) {
-    pinned = parse_count(value, 0, "a number of pinned slots per layer");
+    pinned           = parse_count(value, 0, "a number of pinned slots per layer");
+    pinned_with_list = false;
 }
 
 std::string common_expert_cache_params::capacity_str() const {
@@ -56,13 +54,17 @@ std::string common_expert_cache_params::capacity_str() const {
 }
 
 std::string common_expert_cache_params::policy_str() const {
-    return policy == LLAMA_EXPERT_CACHE_POLICY_LRU ? "lru" : "hot";
+    GGML_ASSERT(policy == LLAMA_EXPERT_CACHE_POLICY_LRU);
+    return "lru";
 }
 
 void common_expert_cache_params::apply(llama_context_params & params) const {
     params.expert_cache_capacity = capacity;
-    // unified memory pins slots: without a list the context refuses
-    params.expert_cache_pinned   = unified && pin_list.empty() ? std::max(pinned, 1) : pinned;
+    params.expert_cache_pinned   = pinned;
+    if (pin_list.empty()) {
+        // unified memory pins slots: without a list the context refuses
+        params.expert_cache_pinned = unified ? std::max(pinned, 1) : pinned_with_list ? -1 : pinned;
+    }
     params.expert_cache_pin_list = pin_list.empty() ? nullptr : pin_list.c_str();
     params.expert_cache_policy   = policy;
 }
@@ -95,7 +97,7 @@ common_expert_cache_params common_expert_cache_from_env() {
     common_expert_cache_params params;
 
     from_env("EXPERT_CACHE_CAPACITY", [&](const std::string & v) { params.set_capacity(v); });
-    from_env("EXPERT_CACHE_PINNED",   [&](const std::string & v) { params.set_pinned(v); });
+    from_env("EXPERT_CACHE_PINNED",   [&](const std::string & v) { params.set_pinned(v); params.pinned_with_list = true; });
     from_env("EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { params.pin_list = v; });
     from_env("EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { params.unified = parse_switch(v); });
 
@@ -123,8 +125,8 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
         [](common_params & params, const std::string & value) { params.expert_cache.set_capacity(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE"));
     add_opt(common_arg(
-        {"--expert-cache-policy"}, "{lru,hot}",
-        "which experts the slots hold: the most recently used or the most used (default: lru)",
+        {"--expert-cache-policy"}, "{lru}",
+        "which experts the slots hold: the most recently used (default: lru)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_policy(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE_POLICY"));
     add_opt(common_arg(
@@ -159,7 +161,7 @@ bool common_expert_cache_sweep::is_arg(const std::string & arg) {
 const char * common_expert_cache_sweep::usage() {
     return
         "  --expert-cache <off|auto|N>                       (default: off)\n"
-        "  --expert-cache-policy <lru|hot>                   (default: lru)\n"
+        "  --expert-cache-policy <lru>                       (default: lru)\n"
         "  --expert-cache-pinned <n>                         (default: half of the slots with a pin list)\n"
         "  --expert-cache-pin-list <filename>                (default: none)\n";
 }

@@ -18,9 +18,10 @@ struct common_expert_cache_params {
     llama_expert_cache_policy policy   = LLAMA_EXPERT_CACHE_POLICY_LRU;
     std::string               pin_list;
     bool                      unified  = false;                  // asked for by the environment: needs a pin list
+    bool                      pinned_with_list = false;          // pinned counts only if there is a pin list
 
     void set_capacity(const std::string & value); // "off", "auto" or a number
-    void set_policy  (const std::string & value); // "lru" or "hot"
+    void set_policy  (const std::string & value); // "lru"
     void set_pinned  (const std::string & value);
 
     std::string capacity_str() const;

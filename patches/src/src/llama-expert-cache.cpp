@@ -140,10 +140,11 @@ llama_expert_cache::llama_expert_cache(
     n_expert_used(model.hparams.n_expert_used_max()),
     n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0) {
     if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
-        throw std::runtime_error("expert cache: this build has the policy 'lru' only");
+        throw std::runtime_error("expert cache: unknown policy");
     }
     if (params.expert_cache_pinned > 0 && !params.expert_cache_pin_list) {
-        throw std::runtime_error(format("expert cache: %d slots are to be pinned, but there is no pin list", params.expert_cache_pinned));
+        throw std::runtime_error(format("expert cache: %d slots are to be pinned, but there is no pin list: name it with "
+                "--expert-cache-pin-list or EXPERT_CACHE_PIN_LIST", params.expert_cache_pinned));
     }
 
     collect(model, backends, params.ctx_type);
@@ -331,23 +332,37 @@ int32_t llama_expert_cache::batch_limit() const {
     return (n_slots - n_pinned)/n_expert_used;
 }
 
+// host memory that can be had without swapping, of the machine and of the container; SIZE_MAX where nothing tells
+static size_t host_memory_available() {
+    size_t result = SIZE_MAX;
+
+    std::ifstream meminfo("/proc/meminfo");
+    std::string   name;
+    size_t        kib = 0;
+    while (meminfo >> name >> kib && meminfo.ignore(64, '\n')) {
+        if (name == "MemAvailable:") {
+            result = kib*1024;
+        }
+    }
+
+    std::ifstream cgroup_max("/sys/fs/cgroup/memory.max");
+    std::ifstream cgroup_current("/sys/fs/cgroup/memory.current");
+    size_t max     = 0;
+    size_t current = 0;
+    if (cgroup_max >> max && cgroup_current >> current) { // "max" = no limit is no number
+        result = std::min(result, max > current ? max - current : 0);
+    }
+
+    return result;
+}
+
 // what a device can still give; the CPU back end reports all the memory there is as free
 static size_t free_memory(ggml_backend_dev_t dev) {
     size_t free  = 0;
     size_t total = 0;
     ggml_backend_dev_memory(dev, &free, &total);
 
-    if (is_cpu(dev)) {
-        std::ifstream meminfo("/proc/meminfo");
-        std::string   name;
-        size_t        kib = 0;
-        while (meminfo >> name >> kib && meminfo.ignore(64, '\n')) {
-            if (name == "MemAvailable:") {
-                return std::min(free, kib*1024);
-            }
-        }
-    }
-    return free;
+    return is_cpu(dev) ? std::min(free, host_memory_available()) : free;
 }
 
 // the same for every layer; the slots that the cache has already count as free
@@ -370,6 +385,13 @@ int32_t llama_expert_cache::capacity_that_fits() const {
 }
 
 bool llama_expert_cache::resize() {
+    if (!asked && engaged()) {
+        reason = "the model computes its experts in a way of its own";
+        layers.clear();
+        ctxs_bufs.clear();
+        n_slots     = 0;
+        status_json = info().json();
+    }
     if (!engaged()) {
         LLAMA_LOG_WARN("%s\n", info().line().c_str());
         return false;
@@ -387,7 +409,8 @@ bool llama_expert_cache::resize() {
     reset();
 
     status_json = info().json();
-    LLAMA_LOG_INFO("%s\n", info().line().c_str());
+    LLAMA_LOG_WARN("%s\n", info().line().c_str()); // at the level that all tools show
+    LLAMA_LOG_DEBUG("%s: %s\n", __func__, status_json.c_str());
     return true;
 }
 
@@ -471,6 +494,7 @@ ggml_tensor * llama_expert_cache::build_slots(ggml_context * ctx, ggml_tensor * 
         }
         l = &layers[it->second.layer];
     }
+    asked = true;
 
     const int32_t pinned = std::min(n_pinned, l->n_listed);
     if (ggml_nelements(selected) > l->state.owner->ne[0] - pinned) {
@@ -500,24 +524,19 @@ static std::string json_string(const std::string & text) {
     return text.empty() ? "null" : "\"" + text + "\""; // our own texts only, nothing to escape
 }
 
-static std::string capacity_str(int32_t capacity) {
-    switch (capacity) {
-        case LLAMA_EXPERT_CACHE_OFF:  return "off";
-        case LLAMA_EXPERT_CACHE_AUTO: return "auto";
-        default:                      return std::to_string(capacity);
-    }
-}
-
 std::string llama_expert_cache_info::json() const {
     std::string device_list;
     for (const auto & name : devices) {
         device_list += (device_list.empty() ? "" : ", ") + json_string(name);
     }
+    const std::string asked =
+        requested == LLAMA_EXPERT_CACHE_OFF  ? "off"  :
+        requested == LLAMA_EXPERT_CACHE_AUTO ? "auto" : std::to_string(requested);
     const std::string miss_cost = engaged ? format("copy of up to %.1f KiB from host memory", expert_bytes/1024.0) : "";
 
     return
         format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"lru\", ", engaged ? "true" : "false", json_string(reason).c_str()) +
-        format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", capacity_str(requested).c_str(), capacity, pinned) +
+        format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", asked.c_str(), capacity, pinned) +
         format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
         format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
@@ -535,7 +554,7 @@ std::string llama_expert_cache_info::line() const {
     return
         format("expert cache: engaged: lru, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
                 capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
-        format("a miss copies up to %.1f KiB; steps of up to %d tokens%s%s", expert_bytes/1024.0, batch_limit,
+        format("a miss copies up to %.1f KiB from pageable memory; steps of up to %d tokens%s%s", expert_bytes/1024.0, batch_limit,
                 reason.empty() ? "" : "; other layers not served: ", reason.c_str());
 }
 

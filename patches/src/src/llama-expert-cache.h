@@ -127,6 +127,7 @@ private:
     int32_t           n_slots  = 0;
     int32_t           n_pinned = 0;
     int32_t           n_moe    = 0; // layers with experts, served or not
+    mutable bool      asked    = false; // some graph asked for slots
     std::string       reason;       // why layers are not served
     std::string       status_json;
 

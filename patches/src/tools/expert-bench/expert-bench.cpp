@@ -7,6 +7,7 @@
 #include "expert-cache.h"
 #include "llama-experts.h"
 #include "log.h"
+#include "result-file.h"
 
 #include <nlohmann/json.hpp>
 
@@ -17,6 +18,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -442,13 +444,29 @@ public:
     int64_t load_ns = 0;
 };
 
-// one line, all or an error
-static void write_line(FILE * out, const json & object) {
-    const std::string line = object.dump() + "\n";
-    if (fwrite(line.data(), 1, line.size(), out) != line.size() || fflush(out) != 0) {
-        throw std::runtime_error(string_format("cannot write the results: %s", strerror(errno)));
+// standard output, or a file that has its name only when all repetitions are in it
+class result_lines {
+public:
+    explicit result_lines(const std::string & path) : file(path.empty() ? nullptr : std::make_unique<common_result_file>(path)) {}
+
+    void write(const json & object) {
+        const std::string line = object.dump() + "\n";
+        if (file) {
+            file->write(line.data(), line.size());
+        } else if (fwrite(line.data(), 1, line.size(), stdout) != line.size() || fflush(stdout) != 0) {
+            throw std::runtime_error(string_format("cannot write to standard output: %s", strerror(errno)));
+        }
     }
-}
+
+    void commit() {
+        if (file) {
+            file->commit();
+        }
+    }
+
+private:
+    std::unique_ptr<common_result_file> file;
+};
 
 // the last error that the library logged, to say why loading failed
 static std::string last_error;
@@ -462,10 +480,7 @@ static void log_callback(ggml_log_level level, const char * text, void * user_da
 }
 
 static void run(common_params & params, const bench_params & own) {
-    FILE * out = own.out.empty() ? stdout : fopen(own.out.c_str(), "wb");
-    if (!out) {
-        throw std::runtime_error(string_format("cannot write '%s': %s", own.out.c_str(), strerror(errno)));
-    }
+    result_lines out(own.out);
 
     const auto t_start = time_ns();
 
@@ -480,11 +495,9 @@ static void run(common_params & params, const bench_params & own) {
     b.load_ns = load_ns;
 
     for (int32_t r = 0; r < own.repetitions; ++r) {
-        write_line(out, b.run(r));
+        out.write(b.run(r));
     }
-    if (out != stdout && fclose(out) != 0) {
-        throw std::runtime_error(string_format("cannot write '%s': %s", own.out.c_str(), strerror(errno)));
-    }
+    out.commit();
 }
 
 int main(int argc, char ** argv) {

@@ -6,15 +6,13 @@
 #include "arg.h"
 #include "common.h"
 #include "log.h"
+#include "result-file.h"
 
 #include <algorithm>
 #include <clocale>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -26,63 +24,30 @@ static void print_usage(int argc, char ** argv) {
     LOG("\n  ROUTER_TRACE_OUT=trace.bin %s -m model.gguf -p \"prompt\" -n 128\n\n", argv[0]);
 }
 
-// writes next to the target and renames when complete
 class trace_file {
 public:
-    explicit trace_file(const std::string & path) : path(path), path_part(path + ".part") {
-        if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path)) {
-            throw std::runtime_error(string_format("'%s' is not a regular file", path.c_str()));
-        }
-        file = fopen(path_part.c_str(), "wb");
-        if (!file) {
-            throw std::runtime_error(string_format("cannot write '%s': %s", path_part.c_str(), strerror(errno)));
-        }
-    }
-
-    ~trace_file() {
-        if (file) {
-            fclose(file);
-            remove(path_part.c_str());
-        }
-    }
-
-    void header(int32_t n_expert) {
+    trace_file(const std::string & path, int32_t n_expert) : file(path) {
         const int32_t version = 0;
-        write("RTRACE01", 8);
-        write(&n_expert, sizeof(n_expert));
-        write(&version,  sizeof(version));
+        file.write("RTRACE01", 8);
+        file.write(&n_expert, sizeof(n_expert));
+        file.write(&version,  sizeof(version));
     }
 
     void record(int32_t token, int32_t layer, const std::vector<float> & scores) {
-        write(&token, sizeof(token));
-        write(&layer, sizeof(layer));
-        write(scores.data(), scores.size()*sizeof(float));
+        file.write(&token, sizeof(token));
+        file.write(&layer, sizeof(layer));
+        file.write(scores.data(), scores.size()*sizeof(float));
         n_records++;
     }
 
     void commit() {
-        const bool ok = fclose(file) == 0 && rename(path_part.c_str(), path.c_str()) == 0;
-        file = nullptr;
-        if (!ok) {
-            const std::string why = strerror(errno);
-            remove(path_part.c_str());
-            throw std::runtime_error(string_format("cannot write '%s': %s", path.c_str(), why.c_str()));
-        }
+        file.commit();
     }
 
     size_t n_records = 0;
 
 private:
-    void write(const void * data, size_t size) {
-        if (fwrite(data, 1, size, file) != size) {
-            throw std::runtime_error(string_format("cannot write '%s': %s", path_part.c_str(), strerror(errno)));
-        }
-    }
-
-    const std::string path;
-    const std::string path_part;
-
-    FILE * file = nullptr;
+    common_result_file file;
 };
 
 // collects the scores of one batch
@@ -199,9 +164,8 @@ static void run(common_params & params, const std::string & path) {
                 tokens.size(), params.n_predict, llama_n_ctx(ctx)));
     }
 
-    trace_file file(path);
     const int32_t n_expert = model_n_expert(model);
-    file.header(n_expert);
+    trace_file file(path, n_expert);
 
     int32_t n_past = 0;
     common_batch batch(ctx);
