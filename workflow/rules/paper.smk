@@ -8,7 +8,7 @@ from tec.figures import FIGURES
 rule paper:
     input:
         source=sorted(str(path) for path in Path("paper").rglob("*") if path.suffix in {".typ", ".yaml", ".svg"}),
-        tables=expand(f"{RESULTS}/tables/{{name}}.csv", name=["main", "capacity", "overhead", "parity"]),
+        tables=expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),
         runs=expand(f"{RESULTS}/runs/{{row}}.prompts.jsonl", row=ROWS),
         figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURES),
         model=expand(

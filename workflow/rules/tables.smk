@@ -1,6 +1,6 @@
 # The study's tables, from the raw records and verdicts of its rows.
 
-TABLES = ["main", "capacity", "overhead", "parity"]
+from tec.tables import TABLES
 
 
 rule tables:
