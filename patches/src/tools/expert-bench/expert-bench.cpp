@@ -246,6 +246,7 @@ public:
     json run(int32_t repetition) {
         llama_expert_cache_reset(ctx);
 
+        seen            = counters::read(ctx);
         prompt_counters = {};
         decode_counters = {};
         decode_ns       = 0;
@@ -272,6 +273,14 @@ private:
         }
     }
 
+    // what was counted since the last call
+    counters advance() {
+        const auto now   = counters::read(ctx);
+        const auto delta = now.since(seen);
+        seen = now;
+        return delta;
+    }
+
     void decode() {
         if (llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch.get()) != 0) {
             throw std::runtime_error("the model could not be evaluated");
@@ -296,7 +305,6 @@ private:
 
     void run_prompt(sequence & seq, llama_seq_id id) {
         const auto & tokens  = seq.src->tokens;
-        const auto   before  = counters::read(ctx);
         const auto   t_start = time_ns();
 
         for (size_t i = 0; i < tokens.size(); i += llama_n_batch(ctx)) {
@@ -310,7 +318,7 @@ private:
         }
 
         seq.prompt_ns = time_ns() - t_start;
-        prompt_counters.add(counters::read(ctx).since(before));
+        prompt_counters.add(advance());
 
         // the first token belongs to the prompt
         seq.token_ns.push_back(0);
@@ -325,11 +333,10 @@ private:
             batch.add(seqs[s].tokens.back(), seqs[s].src->tokens.size() + seqs[s].tokens.size() - 1, s, true);
         }
 
-        const auto before  = counters::read(ctx);
         const auto t_start = time_ns();
         decode();
         const auto ns    = time_ns() - t_start;
-        const auto delta = counters::read(ctx).since(before);
+        const auto delta = advance();
 
         decode_ns += ns;
         decode_counters.add(delta);
@@ -436,6 +443,7 @@ private:
 
     common_batch batch;
 
+    counters seen; // the last reading
     counters prompt_counters;
     counters decode_counters;
     int64_t  decode_ns = 0;
