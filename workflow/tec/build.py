@@ -38,6 +38,7 @@ TOOLS = (
     "llama-perplexity",
     "llama-quantize",
     "llama-router-trace",
+    "llama-tensor-list",
     "llama-tokenize",
 )
 TESTS = (

@@ -28,6 +28,12 @@ LLAMA_API void llama_expert_cache_reset(struct llama_context * ctx);
 // what the cache is doing, as a JSON object on one line; valid as long as the context
 LLAMA_API const char * llama_expert_cache_status(const struct llama_context * ctx);
 
+// Routing given from outside, for replaying a trace: from now on the token at position p uses the experts ids[p] instead
+// of those that the router selects; their weights stay the router's. After the last position it begins again.
+//   ids: [n_tokens][n_layers][n_expert_used], copied; layers with experts, ascending. NULL gives the choice back to the router
+// returns false, with a logged reason, if the routing does not fit the model
+LLAMA_API bool llama_set_expert_routing(struct llama_context * ctx, const int32_t * ids, int64_t n_tokens, int32_t n_layers, int32_t n_expert_used);
+
 #ifdef __cplusplus
 }
 #endif

@@ -239,7 +239,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
     });
 
     // the layers that this context computes
-    const bool is_mtp   = ctx_type == LLAMA_CONTEXT_TYPE_MTP;
+    const bool is_mtp  = ctx_type == LLAMA_CONTEXT_TYPE_MTP;
     const int  il_begin = is_mtp ? model.hparams.n_layer() : 0;
     const int  il_end   = is_mtp ? model.hparams.n_layer_all : model.hparams.n_layer();
 
@@ -280,6 +280,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         reasons.insert("the model has no experts");
     }
 
+    reason.clear();
     for (const auto & why : reasons) {
         reason += (reason.empty() ? "" : "; ") + why;
     }
@@ -321,9 +322,9 @@ void llama_expert_cache::choose_pinned(int32_t wanted) {
     n_pinned = n_pinned_requested < 0 ? std::min(wanted/2, most) : n_pinned_requested;
 }
 
-// one slot in every layer
-size_t llama_expert_cache::slot_bytes() const {
-    return std::accumulate(layers.begin(), layers.end(), size_t(0), [](size_t sum, const layer & l) { return sum + l.expert_bytes(); });
+// bytes of n slots in every layer
+size_t llama_expert_cache::bytes(int32_t n) const {
+    return std::accumulate(layers.begin(), layers.end(), size_t(0), [n](size_t sum, const layer & l) { return sum + n*l.expert_bytes(); });
 }
 
 // steps of more tokens go past the cache
@@ -400,7 +401,7 @@ bool llama_expert_cache::resize() {
     const int32_t wanted  = requested == LLAMA_EXPERT_CACHE_AUTO ? largest : std::min(requested, n_expert);
     if (wanted > largest) {
         throw std::runtime_error(format("expert cache: %d slots of %.1f MiB do not fit: the largest capacity that does is %d",
-                wanted, slot_bytes()/1024.0/1024.0, largest));
+                wanted, bytes(1)/1024.0/1024.0, largest));
     }
 
     choose_pinned(wanted);
@@ -409,6 +410,9 @@ bool llama_expert_cache::resize() {
 
     status_json = info().json();
     LLAMA_LOG_WARN("%s\n", info().line().c_str()); // at the level that all tools show
+    if (const std::string warning = info().warning(); !warning.empty()) {
+        LLAMA_LOG_WARN("expert cache: %s\n", warning.c_str());
+    }
     LLAMA_LOG_DEBUG("%s: %s\n", __func__, status_json.c_str());
     return true;
 }
@@ -523,6 +527,15 @@ static std::string json_string(const std::string & text) {
     return text.empty() ? "null" : "\"" + text + "\""; // our own texts only, nothing to escape
 }
 
+std::string llama_expert_cache_info::warning() const {
+    constexpr int32_t few = 32; // published for TEC: a few large experts leave no reuse to exploit
+    if (!engaged || n_expert >= few) {
+        return "";
+    }
+    return format("preconditions not met: %d experts per layer, of which a token uses %d; with fewer than %d a cache is not expected to be faster",
+            n_expert, n_expert_used, few);
+}
+
 std::string llama_expert_cache_info::json() const {
     std::string device_list;
     for (const auto & name : devices) {
@@ -539,7 +552,8 @@ std::string llama_expert_cache_info::json() const {
         format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
         format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
-        format("\"store_pinned\": false, \"miss_cost\": %s, \"batch_limit\": %d}", json_string(miss_cost).c_str(), batch_limit);
+        format("\"store_pinned\": false, \"miss_cost\": %s, \"batch_limit\": %d, \"warning\": %s}",
+                json_string(miss_cost).c_str(), batch_limit, json_string(warning()).c_str());
 }
 
 std::string llama_expert_cache_info::line() const {

@@ -45,6 +45,9 @@ struct llama_expert_cache_info {
 
     std::set<std::string> devices;
 
+    // why the cache is not expected to pay off, empty if nothing speaks against it
+    std::string warning() const;
+
     std::string json() const; // one line
     std::string line() const; // for people
 };
@@ -118,7 +121,7 @@ private:
 
     int32_t capacity_that_fits() const;
     int32_t batch_limit() const;
-    size_t  slot_bytes() const;
+    size_t  bytes(int32_t n) const;
 
     const int32_t     requested; // LLAMA_EXPERT_CACHE_AUTO or the number of slots
     const int32_t     n_expert_used;

@@ -1,5 +1,7 @@
 // Measuring driver for the expert cache: loads a model once, decodes prompts greedily and writes one JSON line per
-// repetition with the time, the cache accesses and a hash of the logits of every step.
+// repetition with the time, the cache accesses and a hash of the logits of every step. With --forced it decodes the
+// prompts' own tokens instead, so that every arm sees the same input; --trace-out records the routing, and --replay gives
+// it, so that every arm has the same.
 
 #include "arg.h"
 #include "build-info.h"
@@ -8,6 +10,7 @@
 #include "llama-experts.h"
 #include "log.h"
 #include "result-file.h"
+#include "routing-trace.h"
 
 #include <nlohmann/json.hpp>
 
@@ -18,6 +21,8 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -36,20 +41,33 @@ static constexpr int SCHEMA_VERSION = 1;
 //
 
 struct bench_params {
-    std::string prompts;          // JSON lines of {"id": ..., "text": ...}
-    std::string out;              // empty = standard output
+    std::string prompts;               // JSON lines of {"id": ..., "text": ...} or {"id": ..., "tokens": [...]}
+    std::string out;                   // empty = standard output
+    std::string trace_out;             // empty = no trace
+    std::string replay;                // routing trace to follow, empty = the router's own choice
     int32_t     repetitions = 1;
-    int32_t     parallel    = 1;  // sequences decoded in lockstep
+    int32_t     first       = 0;       // so many of the prompts, 0 = all
+    bool        forced      = false;   // decode the prompts' tokens, choose none
+
+    std::vector<int32_t> parallel = { 1 }; // numbers of sequences decoded in lockstep
+
+    int32_t most_parallel() const {
+        return *std::max_element(parallel.begin(), parallel.end());
+    }
 };
 
 static void print_usage(int argc, char ** argv) {
     (void) argc;
     LOG("\nmeasure greedy decoding of prompts, with or without the expert cache\n");
-    LOG("\n  %s -m model.gguf --prompts prompts.jsonl -n 128 [-r N] [--parallel N] [-o out.jsonl] [--expert-cache N]\n", argv[0]);
-    LOG("\n  --prompts FNAME   one JSON object {\"id\": ..., \"text\": ...} per line");
-    LOG("\n  -r N              repetitions (default: 1)");
-    LOG("\n  --parallel N      prompts decoded together, one token each per step (default: 1)");
-    LOG("\n  -o FNAME          write the results there (default: standard output)\n\n");
+    LOG("\n  %s -m model.gguf --prompts prompts.jsonl -n 128 [-r N] [--parallel N,N] [-o out.jsonl] [--expert-cache N]\n", argv[0]);
+    LOG("\n  --prompts FNAME    one JSON object per line, {\"id\": ..., \"text\": ...} or {\"id\": ..., \"tokens\": [...]}");
+    LOG("\n  --first N          only the first N prompts");
+    LOG("\n  -r N               repetitions (default: 1)");
+    LOG("\n  --parallel N,N,... prompts decoded together, one token each per step (default: 1); several are run in turn");
+    LOG("\n  --forced           decode the prompts' own tokens one by one, at most -n of each, instead of generating");
+    LOG("\n  --trace-out FNAME  write the experts selected in every decode step: .npy, int32, (steps, MoE layers, experts)");
+    LOG("\n  --replay FNAME     use the experts of such a trace, step by step, instead of the router's; with --forced");
+    LOG("\n  -o FNAME           write the results there (default: standard output)\n\n");
 }
 
 static int32_t parse_positive(const std::string & arg, const std::string & value) {
@@ -60,35 +78,50 @@ static int32_t parse_positive(const std::string & arg, const std::string & value
     return std::stoi(value);
 }
 
+static std::vector<int32_t> parse_list(const std::string & arg, const std::string & value) {
+    std::vector<int32_t> result;
+    for (const auto & item : string_split<std::string>(value, ',')) {
+        result.push_back(parse_positive(arg, item));
+    }
+    return result;
+}
+
 // takes our own arguments out of argv and leaves the common ones
 static bench_params parse_own(std::vector<char *> & argv) {
     bench_params params;
+
+    const std::map<std::string, std::function<void(const std::string & arg, const std::string & value)>> own = {
+        { "--prompts",   [&](const std::string &,     const std::string & value) { params.prompts     = value;                      } },
+        { "--trace-out", [&](const std::string &,     const std::string & value) { params.trace_out   = value;                      } },
+        { "--replay",    [&](const std::string &,     const std::string & value) { params.replay      = value;                      } },
+        { "-o",          [&](const std::string &,     const std::string & value) { params.out         = value;                      } },
+        { "--first",     [&](const std::string & arg, const std::string & value) { params.first       = parse_positive(arg, value); } },
+        { "-r",          [&](const std::string & arg, const std::string & value) { params.repetitions = parse_positive(arg, value); } },
+        { "--parallel",  [&](const std::string & arg, const std::string & value) { params.parallel    = parse_list(arg, value);     } },
+    };
 
     std::vector<char *> rest;
     for (size_t i = 0; i < argv.size(); ++i) {
         const std::string arg = argv[i];
 
-        const bool own = arg == "--prompts" || arg == "-o" || arg == "-r" || arg == "--parallel";
-        if (!own) {
+        if (arg == "--forced") {
+            params.forced = true;
+        } else if (own.find(arg) == own.end()) {
             rest.push_back(argv[i]);
-            continue;
-        }
-        if (++i == argv.size()) {
+        } else if (++i == argv.size()) {
             throw std::invalid_argument(string_format("%s needs a value", arg.c_str()));
-        }
-        const std::string value = argv[i];
-        if (arg == "--prompts") {
-            params.prompts = value;
-        } else if (arg == "-o") {
-            params.out = value;
-        } else if (arg == "-r") {
-            params.repetitions = parse_positive(arg, value);
         } else {
-            params.parallel = parse_positive(arg, value);
+            own.at(arg)(arg, argv[i]);
         }
     }
     argv = rest;
 
+    if ((params.forced || !params.trace_out.empty()) && params.most_parallel() > 1) {
+        throw std::invalid_argument("--forced and --trace-out decode one sequence at a time: leave out --parallel");
+    }
+    if (!params.replay.empty() && !params.forced) {
+        throw std::invalid_argument("--replay needs --forced: the trace is followed token by token");
+    }
     return params;
 }
 
@@ -101,7 +134,26 @@ struct prompt {
     std::vector<llama_token> tokens;
 };
 
-static std::vector<prompt> read_prompts(const std::string & path, const llama_vocab * vocab) {
+// tokens of one line of the prompts; throws std::runtime_error
+static std::vector<llama_token> read_tokens(const json & object, const llama_vocab * vocab) {
+    const bool is_prompt = object.is_object() && object.contains("id") && object["id"].is_string();
+    if (is_prompt && object.contains("text") && object["text"].is_string()) {
+        return common_tokenize(vocab, object["text"].get<std::string>(), /*add_special =*/ true);
+    }
+    if (!is_prompt || !object.contains("tokens") || !object["tokens"].is_array()) {
+        throw std::runtime_error("not an object with the string 'id' and the string 'text' or the array 'tokens'");
+    }
+    std::vector<llama_token> tokens;
+    for (const auto & token : object["tokens"]) {
+        if (!token.is_number_integer() || token < 0 || token >= llama_vocab_n_tokens(vocab)) {
+            throw std::runtime_error(string_format("%s is no token of the model's %d", token.dump().c_str(), llama_vocab_n_tokens(vocab)));
+        }
+        tokens.push_back(token);
+    }
+    return tokens;
+}
+
+static std::vector<prompt> read_prompts(const std::string & path, size_t first, const llama_vocab * vocab) {
     std::ifstream file(path);
     if (!file) {
         throw std::runtime_error(string_format("cannot read the prompts '%s': %s", path.c_str(), strerror(errno)));
@@ -109,21 +161,23 @@ static std::vector<prompt> read_prompts(const std::string & path, const llama_vo
 
     std::vector<prompt> prompts;
     std::string line;
-    for (int n = 1; std::getline(file, line); ++n) {
+    for (int n = 1; std::getline(file, line) && (first == 0 || prompts.size() < first); ++n) {
         if (line.empty()) {
             continue;
         }
         const json object = json::parse(line, nullptr, /*allow_exceptions =*/ false);
-        if (!object.is_object() || !object.contains("id") || !object.contains("text") || !object["id"].is_string() || !object["text"].is_string()) {
-            throw std::runtime_error(string_format("%s, line %d: not an object with the strings 'id' and 'text'", path.c_str(), n));
+        try {
+            auto tokens = read_tokens(object, vocab);
+            prompts.push_back({ object["id"], std::move(tokens) });
+        } catch (const std::exception & e) {
+            throw std::runtime_error(string_format("%s, line %d: %s", path.c_str(), n, e.what()));
         }
-        prompts.push_back({ object["id"], common_tokenize(vocab, object["text"].get<std::string>(), /*add_special =*/ true) });
         if (prompts.back().tokens.empty()) {
-            throw std::runtime_error(string_format("%s, line %d: the text has no tokens", path.c_str(), n));
+            throw std::runtime_error(string_format("%s, line %d: no tokens", path.c_str(), n));
         }
     }
-    if (prompts.empty()) {
-        throw std::runtime_error(string_format("%s: no prompts", path.c_str()));
+    if (prompts.empty() || prompts.size() < first) {
+        throw std::runtime_error(string_format("%s: has %zu prompts, not %zu", path.c_str(), prompts.size(), std::max<size_t>(first, 1)));
     }
     return prompts;
 }
@@ -236,15 +290,16 @@ static void choose(sequence & seq, const float * logits, int32_t n_vocab) {
 
 class bench {
 public:
-    bench(const common_params & params, const bench_params & own, llama_context * ctx, std::vector<prompt> prompts) :
-        params(params), own(own), ctx(ctx), prompts(std::move(prompts)),
+    bench(const common_params & params, const bench_params & own, llama_context * ctx, std::vector<prompt> prompts, common_routing_recorder & recorder) :
+        params(params), own(own), ctx(ctx), prompts(std::move(prompts)), recorder(recorder),
         n_vocab(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))),
         batch(ctx) {
         check_fits();
     }
 
-    json run(int32_t repetition) {
+    json run(int32_t repetition, int32_t n_parallel) {
         llama_expert_cache_reset(ctx);
+        recorder.clear();
 
         seen            = counters::read(ctx);
         prompt_counters = {};
@@ -252,25 +307,35 @@ public:
         decode_ns       = 0;
 
         std::vector<sequence> seqs;
-        for (size_t first = 0; first < prompts.size(); first += own.parallel) {
-            const size_t last = std::min(prompts.size(), first + own.parallel);
-            for (auto & seq : run_group(first, last)) {
+        for (size_t first = 0; first < prompts.size(); first += n_parallel) {
+            const size_t last = std::min(prompts.size(), first + n_parallel);
+            for (auto & seq : own.forced ? run_forced(first) : run_group(first, last)) {
                 seqs.push_back(std::move(seq));
             }
-            LOG_INF("repetition %d: %zu of %zu prompts\n", repetition, last, prompts.size());
+            LOG_INF("repetition %d, %d together: %zu of %zu prompts\n", repetition, n_parallel, last, prompts.size());
         }
-        return report(repetition, seqs);
+        return report(repetition, n_parallel, seqs);
     }
 
 private:
     void check_fits() const {
-        for (const auto & p : prompts) {
-            const size_t need = own.parallel*(p.tokens.size() + params.n_predict);
-            if (need > llama_n_ctx(ctx)) {
-                throw std::runtime_error(string_format("prompt '%s' and %d tokens times %d sequences need a context of %zu, there are %u: set -c %zu",
-                        p.id.c_str(), params.n_predict, own.parallel, need, llama_n_ctx(ctx), need));
+        for (const int32_t n_parallel : own.parallel) {
+            for (size_t first = 0; first < prompts.size(); first += n_parallel) {
+                size_t need = 0;
+                for (size_t i = first; i < std::min(prompts.size(), first + n_parallel); ++i) {
+                    need += own.forced ? n_forced(prompts[i]) : prompts[i].tokens.size() + params.n_predict;
+                }
+                if (need > llama_n_ctx(ctx)) {
+                    throw std::runtime_error(string_format("prompt '%s': %d sequences decoded together need a context of %zu, there are %u: set -c %zu",
+                            prompts[first].id.c_str(), n_parallel, need, llama_n_ctx(ctx), need));
+                }
             }
         }
+    }
+
+    // tokens of a prompt that --forced decodes
+    size_t n_forced(const prompt & p) const {
+        return params.n_predict > 0 ? std::min<size_t>(params.n_predict, p.tokens.size()) : p.tokens.size();
     }
 
     // what was counted since the last call
@@ -298,6 +363,24 @@ private:
             run_prompt(seqs.back(), i - first);
         }
         for (int32_t step = 1; step < params.n_predict; ++step) {
+            batch.clear();
+            for (size_t s = 0; s < seqs.size(); ++s) {
+                batch.add(seqs[s].tokens.back(), seqs[s].src->tokens.size() + seqs[s].tokens.size() - 1, s, true);
+            }
+            run_step(seqs);
+        }
+        return seqs;
+    }
+
+    // the tokens of one prompt, each in a step of its own
+    std::vector<sequence> run_forced(size_t index) {
+        llama_memory_clear(llama_get_memory(ctx), false);
+
+        std::vector<sequence> seqs;
+        seqs.emplace_back(&prompts[index]);
+        for (size_t i = 0; i < n_forced(prompts[index]); ++i) {
+            batch.clear();
+            batch.add(prompts[index].tokens[i], i, 0, true);
             run_step(seqs);
         }
         return seqs;
@@ -327,16 +410,14 @@ private:
         choose(seq, llama_get_logits_ith(ctx, -1), n_vocab);
     }
 
+    // the batch, which has one token of each sequence
     void run_step(std::vector<sequence> & seqs) {
-        batch.clear();
-        for (size_t s = 0; s < seqs.size(); ++s) {
-            batch.add(seqs[s].tokens.back(), seqs[s].src->tokens.size() + seqs[s].tokens.size() - 1, s, true);
-        }
-
+        recorder.enable(true);
         const auto t_start = time_ns();
         decode();
         const auto ns    = time_ns() - t_start;
         const auto delta = advance();
+        recorder.enable(false);
 
         decode_ns += ns;
         decode_counters.add(delta);
@@ -349,7 +430,7 @@ private:
         }
     }
 
-    json report(int32_t repetition, const std::vector<sequence> & seqs) const {
+    json report(int32_t repetition, int32_t n_parallel, const std::vector<sequence> & seqs) const {
         const json status = json::parse(llama_expert_cache_status(ctx));
 
         json prompts_json = json::array();
@@ -370,7 +451,7 @@ private:
             });
             prompt_ns += seq.prompt_ns;
             n_prompt  += seq.src->tokens.size();
-            n_decode  += seq.tokens.size() - 1;
+            n_decode  += seq.tokens.size() - (own.forced ? 0 : 1);
         }
 
         json layers = json::array();
@@ -385,7 +466,9 @@ private:
             { "repetition",    repetition },
             { "model",         params.model.path },
             { "n_gen",         params.n_predict },
-            { "parallel",      own.parallel },
+            { "parallel",      n_parallel },
+            { "forced",        own.forced },
+            { "replay",        own.replay.empty() ? json() : json(own.replay) },
             { "threads",       llama_n_threads(ctx) },
             { "n_ctx",         llama_n_ctx(ctx) },
             { "n_batch",       llama_n_batch(ctx) },
@@ -439,6 +522,7 @@ private:
     llama_context * ctx;
 
     const std::vector<prompt> prompts;
+    common_routing_recorder & recorder;
     const int32_t             n_vocab;
 
     common_batch batch;
@@ -487,8 +571,20 @@ static void log_callback(ggml_log_level level, const char * text, void * user_da
     common_log_default_callback(level, text, user_data);
 }
 
+static void set_routing(llama_context * ctx, const std::string & path) {
+    const auto trace = common_routing_trace::read(path);
+    if (!llama_set_expert_routing(ctx, trace.ids.data(), trace.n_steps, trace.n_layers, trace.n_used)) {
+        throw std::runtime_error(string_format("cannot replay '%s': %s", path.c_str(), last_error.c_str()));
+    }
+}
+
 static void run(common_params & params, const bench_params & own) {
     result_lines out(own.out);
+
+    common_routing_recorder recorder;
+    if (!own.trace_out.empty()) {
+        recorder.attach(params);
+    }
 
     const auto t_start = time_ns();
 
@@ -499,11 +595,20 @@ static void run(common_params & params, const bench_params & own) {
 
     const auto load_ns = time_ns() - t_start;
 
-    bench b(params, own, init->context(), read_prompts(own.prompts, llama_model_get_vocab(init->model())));
+    if (!own.replay.empty()) {
+        set_routing(init->context(), own.replay);
+    }
+
+    bench b(params, own, init->context(), read_prompts(own.prompts, own.first, llama_model_get_vocab(init->model())), recorder);
     b.load_ns = load_ns;
 
     for (int32_t r = 0; r < own.repetitions; ++r) {
-        out.write(b.run(r));
+        for (const int32_t n_parallel : own.parallel) {
+            out.write(b.run(r, n_parallel));
+        }
+    }
+    if (!own.trace_out.empty()) {
+        recorder.trace().write(own.trace_out); // of the last repetition
     }
     out.commit();
 }
@@ -526,14 +631,14 @@ int main(int argc, char ** argv) {
         if (own.prompts.empty()) {
             throw std::invalid_argument("--prompts is missing");
         }
-        if (params.n_predict < 1) {
+        if (params.n_predict < 1 && !own.forced) {
             throw std::invalid_argument("-n must be at least 1");
         }
 
         // one context for all sequences; only the last token of a prompt and one token per sequence have logits
-        params.n_parallel = own.parallel;
+        params.n_parallel = own.most_parallel();
         params.kv_unified = true;
-        params.n_batch    = std::max(params.n_batch, own.parallel);
+        params.n_batch    = std::max(params.n_batch, own.most_parallel());
 
         llama_backend_init();
         llama_numa_init(params.numa);

@@ -7,6 +7,7 @@
 #include "common.h"
 #include "log.h"
 #include "result-file.h"
+#include "routing-trace.h"
 
 #include <algorithm>
 #include <clocale>
@@ -60,26 +61,17 @@ struct collector {
     // layer -> scores of the current ubatch: what comes last before the selection
     std::map<int32_t, std::vector<std::vector<float>>> pending;
 
-    // layer of a tensor named "<prefix>-<layer>", or -1; views have longer names
-    static int32_t layer_of(const std::string & name, const std::string & prefix) {
-        const size_t n = prefix.size() + 1;
-        if (name.compare(0, n, prefix + "-") != 0 || name.find_first_not_of("0123456789", n) != std::string::npos) {
-            return -1;
-        }
-        return atoi(name.c_str() + n);
-    }
-
     static int32_t scores_layer(const char * name) {
         int32_t result = -1;
         for (const char * prefix : { "ffn_moe_probs", "ffn_moe_probs_biased", "ffn_moe_probs_masked" }) {
-            result = std::max(result, layer_of(name, prefix));
+            result = std::max(result, common_tensor_layer(name, prefix));
         }
         return result;
     }
 
     bool eval(ggml_tensor * t, bool ask) {
         const int32_t scores   = scores_layer(t->name);
-        const int32_t selected = layer_of(t->name, "ffn_moe_topk");
+        const int32_t selected = common_tensor_layer(t->name, "ffn_moe_topk");
         if (ask) {
             return scores >= 0 || selected >= 0;
         }
