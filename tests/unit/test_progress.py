@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tec import progress
-from tec.progress import Progress, last_words, run_logged
+from tec.progress import Progress, gigabytes, last_words, run_logged
 
 
 def test_output_goes_to_the_log_and_back(tmp_path: Path) -> None:
@@ -30,15 +30,32 @@ def test_ninja_s_steps_become_an_estimate(
     assert "building: 0:00, step 5 of 10, about 0:00 left" in capsys.readouterr().err
 
 
-def test_terminal_gets_one_updating_line() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_terminal_gets_one_updating_line() -> None:
     screen = Terminal()
     Progress("working", screen).finish("done")
     assert screen.getvalue().count("\n") == 1
     assert screen.getvalue().endswith("working: done after 0:00\n")
+
+
+def test_bytes_and_what_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0)
+    screen = io.StringIO()
+    fetching = Progress("fetching", screen, gigabytes, start=4_000_000_000)
+    fetching.update(4_000_000_000, 8_000_000_000)
+    assert "left" not in screen.getvalue()  # nothing has come yet
+    fetching.update(5_000_000_000, 8_000_000_000)
+    assert "fetching: 0:00, 5.00 of 8.00 GB, about 0:00 left" in screen.getvalue()
+
+
+def test_a_note_stays_on_the_terminal() -> None:
+    screen = Terminal()
+    Progress("working", screen).note("try 2 of 5")
+    assert screen.getvalue().endswith("try 2 of 5\n")
 
 
 def test_last_words() -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -16,33 +16,59 @@ LOG_INTERVAL = 10.0
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]", re.MULTILINE)
 
 
+def steps(done: int, total: int) -> str:
+    """Say how many steps are done."""
+    return f"step {done} of {total}"
+
+
+def gigabytes(done: int, total: int) -> str:
+    """Say how many bytes are done, in units of 10^9."""
+    return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB"
+
+
 class Progress:
     """One line that updates on a terminal; elsewhere a line every ten seconds.
 
     Args:
         label: what is being done.
         stream: where to write, standard error by default.
+        measure: says in words how much of how much is done.
+        start: what was done before; it does not count for the estimate.
     """
 
-    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        stream: TextIO | None = None,
+        measure: Callable[[int, int], str] = steps,
+        start: int = 0,
+    ) -> None:
         self._label = label
+        self._measure = measure
+        self._start = start
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._started = self._shown = time.monotonic()
         self._write(f"{label} ...")
 
     def update(self, done: int = 0, total: int = 0) -> None:
-        """Show the elapsed time and, with `done` of `total` steps, an estimate of what is left."""
+        """Show the elapsed time and, with `done` of `total`, an estimate of what is left."""
         now = time.monotonic()
         if now - self._shown < (TERMINAL_INTERVAL if self._terminal else LOG_INTERVAL):
             return
         self._shown = now
         elapsed = now - self._started
         text = f"{self._label}: {_clock(elapsed)}"
-        if done:
-            left = elapsed / done * (total - done)
-            text += f", step {done} of {total}, about {_clock(left)} left"
+        if done > self._start:
+            left = elapsed / (done - self._start) * (total - done)
+            text += f", {self._measure(done, total)}, about {_clock(left)} left"
         self._write(text)
+
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        self._write(text)
+        if self._terminal:
+            self._stream.write("\n")
 
     def finish(self, outcome: str) -> None:
         """Show how it ended and how long it took."""
