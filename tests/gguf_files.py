@@ -24,6 +24,12 @@ def write_moe(path: Path) -> Path:
     return _write(path, "qwen3moe", N_EXPERT)
 
 
+def write_split_moe(path: Path) -> list[Path]:
+    """Write the model of `write_moe` in parts beside `path`; the first has keys and no tensors."""
+    _write(path, "qwen3moe", N_EXPERT, per_part=12)
+    return sorted(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
+
+
 def write_dense(path: Path) -> Path:
     """Write a `qwen3` model: no experts."""
     return _write(path, "qwen3", 0)
@@ -119,8 +125,9 @@ def cut(path: Path, source: Path, share: float) -> Path:
     return path
 
 
-def _write(path: Path, arch: str, n_expert: int) -> Path:
-    writer = gguf.GGUFWriter(path, arch)
+def _write(path: Path, arch: str, n_expert: int, per_part: int = 0) -> Path:
+    split = per_part > 0
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=per_part, small_first_shard=split)
     tokens = _add_tokenizer(writer)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_block_count(N_LAYER)

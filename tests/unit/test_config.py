@@ -86,15 +86,27 @@ def test_off_is_a_word(tmp_path: Path) -> None:
 
 class TestArms:
     def test_sweep_becomes_an_arm_per_capacity(self) -> None:
-        arms = Study.model_validate(TINY).expand_arms(n_expert=64, n_expert_used=8)
+        arms = Study.model_validate(TINY).expand_arms("tiny", n_expert=64, n_expert_used=8)
         assert list(arms) == ["off", "cached-c16", "cached-c32", "cached-c64"]
         assert arms["cached-c16"].arguments() == ["--expert-cache", "16"]
+
+    def test_miniatures_have_arms_and_capacities_of_their_own(self) -> None:
+        small = {key: TINY[key] for key in ("protocols", "parity")} | {
+            "rows": ["made"],
+            "arms": {"small": {"expert_cache": "sweep"}},
+            "capacities": {"shares": [0.5]},
+        }
+        study = Study.model_validate({**TINY, "miniatures": small})
+        assert study.all_rows == [*TINY["rows"], "made"]
+        assert (study.variant(TINY["rows"][0]), study.variant("made")) == ("full", "miniature")
+        assert list(study.expand_arms("made", 64, 8)) == ["small-c32"]
+        assert "off" in study.expand_arms(TINY["rows"][0], 64, 8)
 
     @pytest.mark.parametrize("capacity", [4, 65])
     def test_capacity_the_model_cannot_have(self, capacity: int) -> None:
         study = Study.model_validate({**TINY, "arms": {"bad": {"expert_cache": capacity}}})
         with pytest.raises(TecError, match=f"'bad' asks for {capacity} slots") as caught:
-            study.expand_arms(n_expert=64, n_expert_used=8)
+            study.expand_arms("tiny", 64, 8)
         assert caught.value.hint == "choose expert_cache from 8 to 64"
 
     def test_other_options_follow_by_name(self) -> None:

@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from gguf_files import N_EXPERT, N_EXPERT_USED, N_LAYER, cut, write_dense, write_moe
+from gguf_files import (
+    N_EXPERT,
+    N_EXPERT_USED,
+    N_LAYER,
+    cut,
+    write_dense,
+    write_moe,
+    write_split_moe,
+)
 from tec.errors import TecError
 from tec.gguf_file import read_geometry
 
@@ -46,3 +54,40 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TecError, match="No such file") as caught:
         read_geometry(tmp_path / "absent.gguf")
     assert "absent.gguf" in str(caught.value)
+
+
+def test_a_split_model_has_the_geometry_of_the_whole(moe: Path, tmp_path: Path) -> None:
+    first, *others = write_split_moe(tmp_path / "moe.gguf")
+    assert len(others) >= 2
+    assert read_geometry(first) == read_geometry(moe)
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_a_missing_part_is_named(tmp_path: Path, number: int) -> None:
+    parts = write_split_moe(tmp_path / "moe.gguf")
+    parts[number].unlink()
+    with pytest.raises(TecError, match=f"part {parts[number].name} .* is missing"):
+        read_geometry(parts[0])
+
+
+def test_a_truncated_part_is_named(tmp_path: Path) -> None:
+    parts = write_split_moe(tmp_path / "moe.gguf")
+    content = parts[1].read_bytes()
+    parts[1].write_bytes(content[:-1000])
+    with pytest.raises(TecError, match="truncated or damaged") as caught:
+        read_geometry(parts[0])
+    assert caught.value.where == parts[1]
+
+
+def test_a_part_of_another_model_is_found_out(tmp_path: Path) -> None:
+    parts = write_split_moe(tmp_path / "moe.gguf")
+    write_dense(parts[1])
+    with pytest.raises(TecError, match=r"\d+ tensors together, the first announces \d+"):
+        read_geometry(parts[0])
+
+
+@pytest.mark.parametrize("name", ["renamed.gguf", "moe-00002-of-00004.gguf", "moe-00001-of-9.gguf"])
+def test_a_split_model_that_is_not_named_as_one(tmp_path: Path, name: str) -> None:
+    first = write_split_moe(tmp_path / "moe.gguf")[0]
+    with pytest.raises(TecError, match="not named as the first"):
+        read_geometry(first.rename(tmp_path / name))

@@ -24,6 +24,8 @@ DEFAULT_STUDY = "demo"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
+Variant = Literal["full", "miniature"]
+
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -36,14 +38,54 @@ class FileSource(Section):
     sha256: Sha256
 
 
+class HubSource(Section):
+    """A model file on Hugging Face; the lock file pins its revision, sizes and hashes."""
+
+    kind: Literal["hub"]
+    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+    files: Annotated[list[str], Field(min_length=1)]
+    """Paths in the repository, in the order of the splits; the first is the one that is opened."""
+    unconfirmed: str | None = None
+    """What of the above nobody has read from the hub itself yet."""
+
+
+class Shape(Section):
+    """What the row's file has to have; checked when it is here."""
+
+    arch: str
+    n_layer: PositiveInt
+    n_moe_layers: PositiveInt
+    n_expert: PositiveInt
+    n_expert_used: PositiveInt
+
+
+Key = str | bool | int | float | list[int] | list[bool]
+
+
+class Miniature(Section):
+    """How the row is made at toy size: architecture, experts, K and quantisation stay its own."""
+
+    keys: dict[str, Key]
+    """GGUF keys without the architecture's prefix."""
+    quantize: str
+    """llama-quantize's name of the type, such as `Q8_0`."""
+    tensor_types: dict[str, str] = Field(default_factory=dict)
+    """Pattern of tensor names -> type, for files that mix types."""
+    without: list[str] = Field(default_factory=list)
+    """Patterns of optional tensors that the row's file does not have."""
+    seed: int = 1
+
+
 class Row(Section):
     """A model file in the study."""
 
     name: Name
     title: str
-    source: FileSource
+    source: Annotated[FileSource | HubSource, Field(discriminator="kind")]
+    shape: Shape | None = None
     prompts: Path
     """JSON lines, one `{"id": ..., "text": ...}` each; relative to the repository's root."""
+    miniature: Miniature | None = None
 
 
 class Arm(Section):
@@ -98,11 +140,20 @@ class RandomProtocol(Section):
     threads: PositiveInt
 
 
+class LocalityProtocol(Section):
+    """Routing on given tokens: real text, repetitive text, random tokens; recorded and counted."""
+
+    tokens: Annotated[int, Field(ge=2)]
+    """Tokens of each input, decoded one by one."""
+    threads: PositiveInt
+
+
 class Protocols(Section):
-    """What is run for every row and arm."""
+    """What is run for every row and arm; a protocol that is left out is not run."""
 
     prompts: PromptsProtocol
-    random: RandomProtocol
+    random: RandomProtocol | None = None
+    locality: LocalityProtocol | None = None
 
 
 class Parity(Section):
@@ -110,31 +161,59 @@ class Parity(Section):
 
     n_gen: Annotated[int, Field(ge=2)]
     rounds: Annotated[int, Field(ge=2)]
+    prompts: PositiveInt | None = None
+    """How many of the row's prompts are decoded; all if left out."""
+    batches: Annotated[list[PositiveInt], Field(min_length=1)] = Field(default=[1])
+    """Sequences decoded together, one token each per step."""
     text: Path
     """Plain text for perplexity and KL; relative to the repository's root."""
+    chunks: PositiveInt = 6
+    """Pieces of the text, 512 tokens each."""
 
 
-class Study(Section):
-    """Rows x arms x protocol."""
+class Scope(Section):
+    """Rows and what is run for each of them."""
 
-    name: Name
     rows: Annotated[list[Name], Field(min_length=1)]
-    target: Target
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     capacities: Capacities
     protocols: Protocols
     parity: Parity
 
-    def expand_arms(self, n_expert: int, n_expert_used: int) -> dict[str, Arm]:
-        """Return the arms for a model; a sweep becomes one arm `<name>-c<slots>` per capacity.
+
+class Study(Scope):
+    """Rows x arms x protocol; rows under `miniatures` are made at toy size."""
+
+    name: Name
+    target: Target
+    miniatures: Scope | None = None
+
+    @property
+    def all_rows(self) -> list[str]:
+        """Return the full rows, then the miniatures."""
+        return [*self.rows, *(self.miniatures.rows if self.miniatures else [])]
+
+    def variant(self, row: str) -> Variant:
+        """Say in which form the row takes part."""
+        return "full" if row in self.rows else "miniature"
+
+    def scope(self, row: str) -> Scope:
+        """Return what is run for the row."""
+        if row in self.rows or self.miniatures is None:
+            return self
+        return self.miniatures
+
+    def expand_arms(self, row: str, n_expert: int, n_expert_used: int) -> dict[str, Arm]:
+        """Return a row's arms for its model; a sweep is one arm `<name>-c<slots>` per capacity.
 
         Raises:
             TecError: an arm's capacity is below the model's n_expert_used or above its n_expert.
         """
         expanded: dict[str, Arm] = {}
-        for name, arm in self.arms.items():
+        scope = self.scope(row)
+        for name, arm in scope.arms.items():
             if arm.expert_cache == "sweep":
-                for slots in self.capacities.slots(n_expert, n_expert_used):
+                for slots in scope.capacities.slots(n_expert, n_expert_used):
                     expanded[f"{name}-c{slots}"] = arm.model_copy(update={"expert_cache": slots})
             else:
                 expanded[name] = arm

@@ -9,11 +9,15 @@ from typing import Any
 from gguf import GGUFReader, LlamaFileType
 from pydantic import BaseModel, ConfigDict
 
+from tec.config import Variant
 from tec.errors import TecError
 from tec.quantities import Bytes, Count, Sha256
+from tec.routing_summary import RoutingSummary
 
 _MAGIC = b"GGUF"
 _EXPERT_TENSOR = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up|gate_up|down)_exps\.weight$")
+_SPLIT_NAME = re.compile(r"^(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+"""How llama.cpp finds the parts of a split model; the first has number 1."""
 
 
 class Geometry(BaseModel):
@@ -30,26 +34,44 @@ class Geometry(BaseModel):
     n_params: Count
 
 
-class ModelInfo(Geometry):
-    """A row's model file and its geometry, as kept in `.cache/models/<row>.json`."""
+class Part(BaseModel):
+    """One file of a model."""
 
-    row: str
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     path: str
     bytes: Bytes
     sha256: Sha256
 
 
+class ModelInfo(Geometry):
+    """A row's model and its geometry, as kept in `.cache/models/<row>.<variant>.json`."""
+
+    row: str
+    variant: Variant = "full"
+    path: str
+    """The first part: the one that is opened."""
+    bytes: Bytes
+    """Of all parts together."""
+    sha256: Sha256
+    """Of the file; of a split model, of the lines `<sha256>  <name>` of its parts."""
+    parts: tuple[Part, ...] = ()
+    routing: RoutingSummary | None = None
+    """How much reuse the routing of a miniature has; measured when it was made."""
+
+
 def read_geometry(path: Path) -> Geometry:
-    """Read the geometry of the GGUF file at `path`.
+    """Read the geometry of the GGUF model at `path`; of a split one, `path` is the first part.
 
     Raises:
-        TecError: the file is missing, no GGUF, truncated or damaged, or a dense model.
+        TecError: a file is missing, no GGUF, truncated or damaged, or the model is a dense one.
     """
     reader = _open(path)
     arch = str(_value(reader, "general.architecture", path))
     n_expert = int(_value(reader, f"{arch}.expert_count", path, default=0))
     n_expert_used = int(_value(reader, f"{arch}.expert_used_count", path, default=0))
-    layers = {match[1] for t in reader.tensors if (match := _EXPERT_TENSOR.match(t.name))}
+    tensors = _tensors(reader, path)
+    layers = {match[1] for name in tensors if (match := _EXPERT_TENSOR.match(name))}
     if n_expert == 0 or not layers:
         raise TecError(
             f"{arch} model without experts (a dense model)",
@@ -69,8 +91,52 @@ def read_geometry(path: Path) -> Geometry:
         n_moe_layers=len(layers),
         n_expert=n_expert,
         n_expert_used=n_expert_used,
-        n_params=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        n_params=sum(tensors.values()),
     )
+
+
+def split_paths(path: Path, count: int) -> list[Path]:
+    """Return the files of a model split into `count` parts; `path` is the first.
+
+    Raises:
+        TecError: `path` is not named as the first of so many; a part is missing, naming it.
+    """
+    if count <= 1:
+        return [path]
+    match = _SPLIT_NAME.match(path.name)
+    if match is None or int(match["number"]) != 1 or int(match["count"]) != count:
+        raise TecError(
+            f"the file is split into {count} parts but not named as the first of them",
+            path,
+            f"name the parts NAME-00001-of-{count:05d}.gguf and so on, and open the first",
+        )
+    names = [
+        f"{match['prefix']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)
+    ]
+    paths = [path.with_name(name) for name in names]
+    for part in paths:
+        if not part.is_file():
+            raise TecError(
+                f"part {part.name} of the split model is missing",
+                path.parent,
+                "fetch it into the folder of the others",
+            )
+    return paths
+
+
+def _tensors(first: GGUFReader, path: Path) -> dict[str, int]:
+    """Return the number of elements of each tensor in all parts."""
+    count = int(_value(first, "split.count", path, default=1))
+    readers = [first, *(_open(part) for part in split_paths(path, count)[1:])]
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    wanted = int(_value(first, "split.tensors.count", path, default=len(tensors)))
+    if len(tensors) != wanted:
+        raise TecError(
+            f"the parts have {len(tensors)} tensors together, the first announces {wanted}",
+            path,
+            "the parts belong to different models; fetch them again",
+        )
+    return {tensor.name: int(tensor.n_elements) for tensor in tensors}
 
 
 def _open(path: Path) -> GGUFReader:

@@ -1,63 +1,199 @@
-"""Rows' model files: found, checked, and described for the stages that run them."""
+"""Rows' model files: found, fetched or made, checked, and described for later stages."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import hashlib
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePath
+from typing import get_args
 
-from tec.config import Row, load_row
+from tec import outcome
+from tec.build import Manifest, load_manifest
+from tec.config import FileSource, Row, Shape, Variant, load_row
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
-from tec.gguf_file import ModelInfo, read_geometry
-from tec.paths import ROOT, model_record
+from tec.gguf_file import Geometry, ModelInfo, Part, read_geometry
+from tec.paths import MINIATURES, MODELS, ROOT, model_record
+from tec.routing_summary import RoutingSummary
+
+FEWEST_EXPERTS = 32
+"""Below this number nearly every expert is used all the time, and a cache has nothing to skip."""
 
 
-def resolve_model(row: Row) -> ModelInfo:
-    """Return the row's model file and geometry.
+def resolve_model(
+    row: Row, variant: Variant = "full", manifest: Manifest | None = None
+) -> ModelInfo:
+    """Return the row's model in one of its variants, with its geometry.
+
+    Args:
+        row: the row.
+        variant: the full model, checked or fetched; or the miniature, made if need be.
+        manifest: the build whose tools make a miniature.
 
     Raises:
-        TecError: the file is missing, is not the one the row names, or is no usable MoE model.
+        TecError: the model cannot be had, is not the one the row names, does not have the shape
+            that the row gives, or is no usable MoE model.
     """
-    path = ROOT / row.source.path
-    if not path.is_file():
-        raise TecError(
-            "the model file is missing", path, "restore it (git checkout) or correct the row"
-        )
-    found = sha256_file(path)
-    if found != row.source.sha256:
-        raise TecError(
-            f"the model file is corrupt or another one: expected sha256 {row.source.sha256}, "
-            f"found {found}",
-            path,
-            f"restore the file, or write its sha256 into configs/models/{row.name}.yaml",
-        )
+    parts = _parts(row, variant, manifest)
+    geometry = read_geometry(ROOT / parts[0].path)
+    if row.shape is not None:
+        _check_shape(row, row.shape, geometry, variant)
     return ModelInfo(
         row=row.name,
-        path=str(row.source.path),
-        bytes=path.stat().st_size,
-        sha256=found,
-        **read_geometry(path).model_dump(),
+        variant=variant,
+        path=parts[0].path,
+        bytes=sum(part.bytes for part in parts),
+        sha256=_joint_hash(parts),
+        parts=tuple(parts),
+        routing=_routing(ROOT / parts[0].path) if variant == "miniature" else None,
+        **geometry.model_dump(),
     )
 
 
 def read_model(record: Path) -> ModelInfo:
     """Return the model that a record under .cache/models describes."""
     if not record.exists():
-        raise TecError("this model is not resolved yet", record, f"tec model {record.stem}")
+        row, _, variant = record.stem.rpartition(".")
+        raise TecError(
+            "this model is not resolved yet", record, f"tec model {row} --variant {variant}"
+        )
     return ModelInfo.model_validate_json(record.read_text())
+
+
+def warning(model: ModelInfo) -> str | None:
+    """Say so if the model lacks what an expert cache lives from."""
+    if model.n_expert >= FEWEST_EXPERTS:
+        return None
+    return (
+        f"warning: {model.row} has {model.n_expert} experts per layer, fewer than "
+        f"{FEWEST_EXPERTS}: TEC's preconditions do not hold, expect no gain from an expert cache"
+    )
+
+
+def _parts(row: Row, variant: Variant, manifest: Manifest | None) -> list[Part]:
+    """Return the model's files in order; paths in the repository are relative to its root."""
+    if variant == "miniature":
+        return [_described(_miniature(row, manifest))]
+    if isinstance(row.source, FileSource):
+        return [_checked(row.name, row.source)]
+    from tec import hub  # the client takes a while to load, and only these rows need it
+
+    return hub.fetch(row)
+
+
+def _checked(row: str, source: FileSource) -> Part:
+    path = ROOT / source.path
+    if not path.is_file():
+        raise TecError(
+            "the model file is missing", path, "restore it (git checkout) or correct the row"
+        )
+    part = _described(path)
+    if part.sha256 != source.sha256:
+        raise TecError(
+            f"the model file is corrupt or another one: expected sha256 {source.sha256}, "
+            f"found {part.sha256}",
+            path,
+            f"restore the file, or write its sha256 into configs/models/{row}.yaml",
+        )
+    return part
+
+
+def _miniature(row: Row, manifest: Manifest | None) -> Path:
+    if row.miniature is None:
+        raise TecError(
+            f"row {row.name} does not say how its miniature is made",
+            MODELS / f"{row.name}.yaml",
+            "add the section 'miniature', or use the row in full",
+        )
+    if manifest is None:
+        raise TecError(
+            "making a miniature needs llama.cpp's tools",
+            f"row {row.name}",
+            f"tec model {row.name} --variant miniature --build MANIFEST",
+        )
+    from tec import miniature  # as the hub: slow to load, and few need it
+
+    return miniature.make(row, manifest, MINIATURES)
+
+
+def _routing(path: Path) -> RoutingSummary:
+    """Return what was measured when the miniature was made."""
+    from tec.miniature import routing_file
+
+    return RoutingSummary.model_validate_json(routing_file(path).read_text())
+
+
+def _described(path: Path) -> Part:
+    inside = path.is_relative_to(ROOT)
+    return Part(
+        path=path.relative_to(ROOT).as_posix() if inside else str(path),
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+    )
+
+
+def _joint_hash(parts: Sequence[Part]) -> str:
+    """Return the file's SHA-256; of a split model, that of the list of its parts."""
+    if len(parts) == 1:
+        return parts[0].sha256
+    lines = [f"{part.sha256}  {PurePath(part.path).name}\n" for part in parts]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_shape(row: Row, shape: Shape, geometry: Geometry, variant: Variant) -> None:
+    """Check the numbers that the row gives; a miniature has fewer layers, but the same experts.
+
+    Raises:
+        TecError: the model differs; names each number.
+    """
+    fields = ["arch", "n_expert", "n_expert_used"]
+    if variant == "full":
+        fields += ["n_layer", "n_moe_layers"]
+    wanted, found = shape.model_dump(), geometry.model_dump()
+    differing = [f"{name} is {found[name]}" for name in fields if found[name] != wanted[name]]
+    if differing:
+        expected = ", ".join(f"{name} {wanted[name]}" for name in fields)
+        raise TecError(
+            f"the {variant} model of row {row.name} does not have the row's shape: "
+            f"{', '.join(differing)}; expected {expected}",
+            MODELS / f"{row.name}.yaml",
+            "correct shape there if the file is the right one, or else files",
+        )
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec model`."""
-    parser = sub.add_parser("model", help="check a row's model file and record its geometry")
+    parser = sub.add_parser("model", help="have a row's model file and record its geometry")
     parser.add_argument("row")
-    parser.set_defaults(run=_model)
+    parser.add_argument("--variant", choices=get_args(Variant), default="full")
+    parser.add_argument("--build", type=Path, metavar="MANIFEST", help="tools for a miniature")
+    outcome.add_argument(parser)
+    parser.set_defaults(run=_attempt)
+
+
+def _attempt(options: argparse.Namespace) -> None:
+    outcome.attempt(
+        partial(_model, options),
+        options,
+        row=options.row,
+        variant=options.variant,
+        stage="model",
+        reads=[],
+        makes=[model_record(options.row, options.variant)],
+    )
 
 
 def _model(options: argparse.Namespace) -> None:
-    model = resolve_model(load_row(options.row))
-    write_atomically(model_record(model.row), model.model_dump_json(indent=2) + "\n")
+    manifest = load_manifest(options.build) if options.build else None
+    model = resolve_model(load_row(options.row), options.variant, manifest)
+    content = model.model_dump_json(indent=2) + "\n"
+    write_atomically(model_record(model.row, model.variant), content)
     print(
         f"{model.row}: {model.arch} {model.quant}, {model.n_moe_layers} MoE layers of "
         f"{model.n_expert} experts, top-{model.n_expert_used}, {model.bytes / 2**20:.1f} MiB"
     )
+    if text := warning(model):
+        print(text, file=sys.stderr)

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "configs" / "studies"
 MODELS = ROOT / "configs" / "models"
 SCHEMAS = ROOT / "configs" / "schema"
+HUB_LOCK = ROOT / "configs" / "hub.lock.json"
 
 PIN = ROOT / "llama.cpp" / "pin.yaml"
 PATCHES = ROOT / "patches"
@@ -23,6 +24,9 @@ PATCHED_SERIES = PATCHED_CACHE / "series"
 """Holds the hash of the series that the patched tree has; absent while the tree is changing."""
 BUILD_CACHE = CACHE / "build"
 MODEL_CACHE = CACHE / "models"
+VERIFIED = MODEL_CACHE / "verified.json"
+"""Hashes of big files that were read before."""
+MINIATURES = MODEL_CACHE / "miniature"
 
 
 def relative(path: Path) -> str:
@@ -55,6 +59,6 @@ def build_tests_manifest(target: str) -> Path:
     return build_dir(target) / "tests.json"
 
 
-def model_record(row: str) -> Path:
-    """Return the record of a row's resolved model file."""
-    return MODEL_CACHE / f"{row}.json"
+def model_record(row: str, variant: str) -> Path:
+    """Return the record of a row's model file in one of its variants."""
+    return MODEL_CACHE / f"{row}.{variant}.json"

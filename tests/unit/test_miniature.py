@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from fake_tools import install
+from tec import miniature, miniature_check
+from tec.build import Manifest
+from tec.config import Row
+from tec.errors import TecError
+from tec.miniature_file import list_tensors, write_keys
+from tec.miniature_weights import Tensor, generate, stored_as
+from tec.process import Finished
+from tec.records import Process
+from tec.routing_summary import RoutingSummary
+
+KEYS = {"block_count": 2, "expert_count": 8, "expert_used_count": 2}
+SHAPE = {"arch": "llama", "n_layer": 2, "n_moe_layers": 2, "n_expert": 8, "n_expert_used": 2}
+
+
+def row(shape: Any = SHAPE, **recipe: Any) -> Row:
+    return Row.model_validate(
+        {
+            "name": "tiny",
+            "title": "Tiny",
+            "source": {"kind": "hub", "repo": "acme/tiny", "files": ["tiny.gguf"]},
+            "shape": shape,
+            "prompts": "configs/prompts/pydoc-heldout.jsonl",
+            "miniature": {"keys": KEYS, "quantize": "Q8_0", **recipe},
+        }
+    )
+
+
+def tiny(**changes: Any) -> Row:
+    return row().model_copy(update=changes)
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Manifest:
+    return install(tmp_path / "bin")
+
+
+def routing(next_token: float) -> RoutingSummary:
+    return RoutingSummary(
+        tokens=100,
+        overlap_8=0.9,
+        overlap_8_uniform=0.5,
+        median_reuse=2,
+        next_token=next_token,
+        effective_experts=5,
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        row(seed=2),
+        row(quantize="Q4_0"),
+        row(without=["scale$"]),
+        row(tensor_types={"_exps": "q4_0"}),
+        row(keys={**KEYS, "block_count": 3}),
+        row(shape={**SHAPE, "arch": "gemma4"}),
+        tiny(title="Another"),
+    ],
+)
+def test_whatever_decides_the_bytes_changes_the_key(build: Manifest, changed: Row) -> None:
+    assert miniature.recipe_key(changed, build) != miniature.recipe_key(row(), build)
+
+
+@pytest.mark.parametrize("field", ["digest", "series_hash"])
+def test_another_engine_changes_the_key(build: Manifest, field: str) -> None:
+    other = build.model_copy(update={field: "0" * 64})
+    assert miniature.recipe_key(row(), other) != miniature.recipe_key(row(), build)
+
+
+def test_what_decides_no_byte_keeps_the_key(build: Manifest) -> None:
+    other = build.model_copy(update={"seconds": 99.0, "bin_dir": Path("/elsewhere")})
+    changed = tiny(prompts=Path("other.jsonl"))
+    assert miniature.recipe_key(changed, other) == miniature.recipe_key(row(), build)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (tiny(miniature=None), "row tiny has no miniature"),
+        (tiny(shape=None), "row tiny has no shape"),
+        (row(keys={**KEYS, "expert_count": 16}), "has expert_count 16, the row has 8"),
+        (row(keys={"expert_count": 8}), "has expert_used_count None, the row has 2"),
+    ],
+)
+def test_a_recipe_that_is_not_the_row_is_refused(
+    build: Manifest, tmp_path: Path, wrong: Row, message: str
+) -> None:
+    with pytest.raises(TecError, match=message):
+        miniature.make(wrong, build, tmp_path)
+
+
+def test_a_type_for_no_tensor_is_refused(
+    build: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = [Tensor("blk.0.ffn_up_exps.weight", (32, 32, 8))]
+    monkeypatch.setattr(miniature, "list_tensors", lambda *_: tensors)
+    with pytest.raises(TecError, match="fits tensor_types 'ffn_up_exp_'") as failure:
+        miniature.make(row(tensor_types={"ffn_up_exp_": "q4_0"}), build, tmp_path / "made")
+    assert failure.value.hint == "did you mean 'ffn_up_exps.weight'?"
+    assert not list((tmp_path / "made").glob("*.gguf"))
+
+
+def test_the_keys_have_the_types_converters_give_them(tmp_path: Path) -> None:
+    keys = {"count": 3, "share": 0.5, "on": True, "name": "x", "per_layer": [0, 7]}
+    recipe = row(keys={**KEYS, **keys}).miniature
+    assert recipe is not None
+    write_keys(row(), "llama", recipe, tmp_path / "keys.gguf")
+    fields = GGUFReader(tmp_path / "keys.gguf").fields
+    found = {key: [kind.name for kind in fields[f"llama.{key}"].types] for key in keys}
+    assert found == {
+        "count": ["UINT32"],
+        "share": ["FLOAT32"],
+        "on": ["BOOL"],
+        "name": ["STRING"],
+        "per_layer": ["ARRAY", "INT32"],
+    }
+    assert fields["general.architecture"].contents() == "llama"
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == 4096
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+
+
+def test_the_tool_is_asked_with_every_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Manifest
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *_: Any) -> Finished:
+        asked.append(command)
+        printed = json.dumps({"name": "blk.0.ssm_a", "shape": [1, 4]}) + "\n"
+        return Finished(printed, "", Process(exit_code=0, wall=0, peak_rss=0))
+
+    monkeypatch.setattr("tec.miniature_file.run_tool", run)
+    recipe = row(without=["scale$", "bias$"]).miniature
+    assert recipe is not None
+    tensors = list_tensors(recipe, tmp_path / "keys.gguf", build, tmp_path / "log")
+    assert tensors == [Tensor("blk.0.ssm_a", (1, 4))]
+    assert asked[0][3:] == ["--without", "scale$", "--without", "bias$"]
+
+
+EXPERTS = Tensor("blk.0.ffn_up_exps.weight", (64, 48, 8))
+
+
+def test_weights_depend_on_the_seed_and_the_name_alone() -> None:
+    first = generate(EXPERTS, 1, tied=False)
+    assert np.array_equal(first, generate(EXPERTS, 1, tied=False))
+    assert not np.array_equal(first, generate(EXPERTS, 2, tied=False))
+    other = Tensor("blk.1.ffn_up_exps.weight", EXPERTS.shape)
+    assert not np.array_equal(first, generate(other, 1, tied=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "stored"),
+    [
+        ("token_embd.weight", (64, 100), np.float16),
+        ("blk.0.ffn_up_exps.weight", (64, 48, 8), np.float16),
+        ("blk.0.attn_q.weight", (64, 64), np.float16),
+        ("blk.0.ffn_gate_inp.weight", (64, 8), np.float32),
+        ("blk.0.ffn_gate_inp_shexp.weight", (64,), np.float32),
+        ("blk.0.ffn_up_exps.bias", (48, 8), np.float32),
+        ("blk.0.ffn_down_exps.scale", (8,), np.float32),
+        ("blk.0.ssm_conv1d.weight", (4, 64), np.float32),
+        ("blk.0.ssm_norm.weight", (32, 2), np.float32),
+        ("blk.0.layer_output_scale.weight", (1,), np.float32),
+    ],
+)
+def test_what_is_quantised_later_is_stored_in_half(
+    name: str, shape: tuple[int, ...], stored: type[np.floating[Any]]
+) -> None:
+    tensor = Tensor(name, shape)
+    values = generate(tensor, 1, tied=False)
+    assert values.dtype == stored_as(tensor) == stored
+    assert values.shape == shape[::-1]
+    assert np.isfinite(values).all()
+    assert values.size == 1 or values.std() > 0
+
+
+def test_matrices_keep_the_scale_of_their_input() -> None:
+    for width in (64, 1024):
+        values = generate(Tensor("blk.0.attn_q.weight", (width, 512)), 1, tied=False)
+        assert values.astype(float).std() == pytest.approx(width**-0.5, rel=0.05)
+
+
+def test_states_decay_and_only_a_quarter_rotates() -> None:
+    assert (generate(Tensor("blk.0.ssm_a", (1, 64)), 1, tied=False) < 0).all()
+    bias = generate(Tensor("blk.0.ssm_dt.bias", (64,)), 1, tied=False)
+    step = np.log1p(np.exp(bias))
+    assert step.min() >= 0.0009
+    assert step.max() <= 0.11
+    divisors = generate(Tensor("rope_freqs.weight", (64,)), 1, tied=True)
+    assert divisors.tolist() == [1.0] * 16 + [np.float32(1e30)] * 48
+
+
+def test_tied_embeddings_are_small() -> None:
+    embeddings = Tensor("token_embd.weight", (64, 1000))
+    free, tied = (generate(embeddings, 1, tied=tied).astype(float) for tied in (False, True))
+    assert free.std() > 10 * tied.std()
+
+
+@pytest.fixture
+def behave(build: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that checks a miniature with the given tokens, hashes and routing."""
+
+    def run(tokens: list[int], hashes: list[str], next_token: float) -> RoutingSummary:
+        line = json.dumps({"prompts": [{"tokens": tokens, "logits_hash": hashes}]})
+        done = Finished(line, "", Process(exit_code=0, wall=0, peak_rss=0))
+        monkeypatch.setattr(miniature_check, "run_tool", lambda *_: done)
+        monkeypatch.setattr(miniature_check, "summarise_routing", lambda *_: routing(next_token))
+        shape = type("Geometry", (), {"n_expert": 8, "n_expert_used": 2})
+        monkeypatch.setattr(miniature_check, "read_geometry", lambda _: shape)
+        return miniature_check.check(row(), tmp_path / "m.gguf", build, tmp_path / "log")
+
+    return run
+
+
+VARIED = [f"{n:016x}" for n in range(12)]
+
+
+def test_a_miniature_that_behaves_is_accepted(behave: Any) -> None:
+    assert behave(list(range(12)), VARIED, 0.4).next_token == 0.4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hashes", "next_token", "message"),
+    [
+        ([1, 2, 3, 4] + [7] * 8, VARIED, 0.4, "one or two tokens that repeat"),
+        ([1, 2, 3, 4] + [7, 8] * 4, VARIED, 0.4, "one or two tokens that repeat"),
+        (list(range(12)), ["0" * 16] * 12, 0.4, "only 1 of 12 outputs differ"),
+        (list(range(12)), VARIED, 0.26, "routing is uniform"),
+        (list(range(12)), VARIED, 0.99, "routing is constant"),
+    ],
+)
+def test_a_miniature_of_no_use_is_refused_by_name(
+    behave: Any, tokens: list[int], hashes: list[str], next_token: float, message: str
+) -> None:
+    with pytest.raises(TecError, match=f"row tiny is of no use: .*{message}"):
+        behave(tokens, hashes, next_token)
+
+
+def test_outputs_that_are_not_finite_are_refused_by_name(
+    build: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Finished:
+        raise TecError("llama-expert-bench failed (exit 1): the logits are not finite")
+
+    monkeypatch.setattr(miniature_check, "run_tool", fail)
+    with pytest.raises(TecError, match=r"row tiny is of no use: .*not finite"):
+        miniature_check.check(row(), tmp_path / "m.gguf", build, tmp_path / "log")

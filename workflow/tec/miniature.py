@@ -1,0 +1,149 @@
+"""Miniatures: a row's architecture, experts and quantisation at toy size, made on the spot.
+
+llama.cpp says which tensors the row's metadata asks for and quantises the generated weights; the
+row says the rest. The file's name has a hash of all that decides its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from tec.build import Manifest
+from tec.config import Miniature, Row, Shape
+from tec.errors import TecError
+from tec.files import replacing, sha256_file, write_atomically
+from tec.miniature_check import check
+from tec.miniature_file import TOKENIZER, list_tensors, quantize, write_keys, write_weights
+from tec.miniature_weights import Tensor
+from tec.nearest import suggestion
+from tec.paths import MODELS
+from tec.progress import Progress
+from tec.run_lock import hold
+
+_KEY_DIGITS = 12
+_OF_THE_SHAPE = {"expert_count": "n_expert", "expert_used_count": "n_expert_used"}
+
+
+def make(row: Row, manifest: Manifest, folder: Path) -> Path:
+    """Return the row's miniature in `folder`; make it if it is not there.
+
+    Beside it lie `.routing.json`, the statistics of its routing, and `.log`, what the tools wrote.
+
+    Args:
+        row: with `shape` and `miniature`.
+        manifest: the build whose tools make it.
+        folder: where miniatures are kept. Earlier ones of the row are removed.
+
+    Raises:
+        TecError: the recipe is wrong, a tool fails, or what was made is of no use.
+    """
+    recipe, shape = _checked(row)
+    path = folder / f"{row.name}-{recipe_key(row, manifest)}.gguf"
+    if path.exists() and routing_file(path).exists():
+        return path
+    lock = hold(folder / f".{row.name}.lock", f"making the miniature of {row.name}")
+    scratch = folder / f".{row.name}"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        _make(row, recipe, shape, manifest, scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+    _remove_others(row, path)
+    return path
+
+
+def routing_file(path: Path) -> Path:
+    """Return where the routing statistics of the miniature at `path` are."""
+    return path.with_suffix(".routing.json")
+
+
+def recipe_key(row: Row, manifest: Manifest) -> str:
+    """Return the hash of what decides the miniature's bytes, in hex."""
+    recipe, shape = _checked(row)
+    code = sorted(Path(__file__).parent.glob("miniature*.py"))
+    decides = {
+        "title": row.title,
+        "arch": shape.arch,
+        "recipe": recipe.model_dump(mode="json"),
+        "tokenizer": sha256_file(TOKENIZER),
+        "code": [sha256_file(path) for path in code],
+        "libraries": [np.__version__, gguf.GGUF_VERSION],
+        "engine": [manifest.digest, manifest.series_hash],
+    }
+    text = json.dumps(decides, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def _make(
+    row: Row, recipe: Miniature, shape: Shape, manifest: Manifest, scratch: Path, path: Path
+) -> None:
+    progress = Progress(f"making the miniature of {row.name}")
+    log = path.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    outcome = "failed"
+    try:
+        keys, weights = scratch / "keys.gguf", scratch / "weights.gguf"
+        write_keys(row, shape.arch, recipe, keys)
+        tensors = list_tensors(recipe, keys, manifest, log)
+        _check_patterns(row, recipe, tensors)
+        write_weights(row, shape.arch, recipe, tensors, weights, progress.update)
+        with replacing(path) as temporary:
+            quantize(recipe, weights, temporary, manifest, log)
+            weights.unlink()
+            routing = check(row, temporary, manifest, log)
+            write_atomically(routing_file(path), routing.model_dump_json(indent=2) + "\n")
+        outcome = f"{path.stat().st_size / 1e6:.0f} MB"
+    finally:
+        progress.finish(outcome)
+
+
+def _checked(row: Row) -> tuple[Miniature, Shape]:
+    """Return the row's recipe and shape, which have to agree.
+
+    Raises:
+        TecError: one of them is missing, or they name different numbers of experts.
+    """
+    where = MODELS / f"{row.name}.yaml"
+    if row.miniature is None or row.shape is None:
+        missing = "miniature" if row.miniature is None else "shape"
+        raise TecError(f"row {row.name} has no {missing}", where, f"add the section '{missing}'")
+    for key, field in _OF_THE_SHAPE.items():
+        wanted, found = getattr(row.shape, field), row.miniature.keys.get(key)
+        if found != wanted:
+            raise TecError(
+                f"the miniature of row {row.name} has {key} {found}, the row has {wanted}",
+                where,
+                f"write {key}: {wanted} under miniature.keys",
+            )
+    return row.miniature, row.shape
+
+
+def _check_patterns(row: Row, recipe: Miniature, tensors: Sequence[Tensor]) -> None:
+    """Refuse a pattern for types that no tensor has."""
+    for pattern in recipe.tensor_types:
+        if not any(re.search(pattern, tensor.name) for tensor in tensors):
+            known = sorted({re.sub(r"^blk\.\d+\.", "", tensor.name) for tensor in tensors})
+            raise TecError(
+                f"no tensor of the miniature of row {row.name} fits tensor_types '{pattern}'",
+                MODELS / f"{row.name}.yaml",
+                suggestion(pattern, known),
+            )
+
+
+def _remove_others(row: Row, path: Path) -> None:
+    """Remove the row's miniatures of earlier recipes and engines."""
+    ours = re.compile(rf"{re.escape(row.name)}-[0-9a-f]{{{_KEY_DIGITS}}}\.")
+    for other in path.parent.iterdir():
+        if ours.match(other.name) and not other.name.startswith(path.stem):
+            other.unlink()
