@@ -6,7 +6,7 @@
 # PYTHON=python3.12     the interpreter that makes .venv
 # CORES=8               cores for building (all of them by default)
 # STUDY=NAME            a file of configs/studies
-# CONFIG="rows=NAME"    passed to snakemake --config
+# CONFIG="rows=NAME"    passed to snakemake --config; also arms=NAME,NAME and capacities=SLOTS,SLOTS
 
 PYTHON ?= python3
 CORES  ?= all

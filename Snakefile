@@ -2,13 +2,17 @@
 # -> tables, figures, paper. One file per stage under workflow/rules.
 #
 #   snakemake --cores all all
-#   snakemake --cores all all --config study=NAME rows=NAME,NAME
+#   snakemake --cores all all --config study=NAME rows=NAME,NAME arms=NAME,NAME capacities=SLOTS,SLOTS
+#   snakemake --cores all results/STUDY/arms/ROW.PROTOCOL.ARM.jsonl
 
+import re
 import shlex
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from tec import outcome as failures
 from tec import paths, run_lock
 from tec.config import TARGETS
 from tec.errors import TecError
@@ -49,7 +53,8 @@ WHOLE_MACHINE = workflow.global_resources["machine"].value
 
 wildcard_constraints:
     target="|".join(TARGETS),
-    row="|".join(ROWS),
+    row="|".join(map(re.escape, ROWS)),
+    variant="full|miniature",
 
 
 report: "workflow/report/workflow.rst"
@@ -63,14 +68,16 @@ include: "workflow/rules/parity.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/paper.smk"
+include: "workflow/rules/outcome.smk"
 
 
 rule all:
     default_target: True
     localrule: True
     input:
-        expand(rules.measure.output, row=ROWS, protocol=COMMANDS),
+        runs(*COMMANDS),
         rules.tables.output,
-        rules.parity.output,
-        expand(rules.figure.output, figure=FIGURES),
-        rules.paper.output,
+        rules.locality.output if rows_with("locality") else [],
+        rules.outcome.output,
+        expand(rules.figure.output, figure=shown_figures()),
+        rules.paper.output if shown_figures() else [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,7 @@ def prompt(index: int, n_gen: int) -> dict[str, Any]:
     if strike and struck("wrong_tokens"):
         tokens[3:] = [0] * (n_gen - 3)
     asked = N_EXPERT_USED * N_LAYER if capacity() else 0
-    hits = asked * capacity() // 16
+    hits = asked if struck("all_hits") else asked * capacity() // 16
     step_ns = 2_000_000 + 100_000 * (asked - hits)
     return {
         "id": f"p{index}",
@@ -62,8 +63,33 @@ def prompt(index: int, n_gen: int) -> dict[str, Any]:
 
 
 def expert_bench() -> str:
+    """Return one line for each batch size, or one for the tokens given with --forced."""
+    if "--forced" in sys.argv:
+        if trace := option("--trace-out"):
+            write_trace(Path(trace), int(option("-n")))
+        tokens = prompt(0, int(option("-n")))
+        for what in ("token_ns", "hits", "misses"):
+            tokens[what][0] = tokens[what][-1]
+        return result_line([tokens], 1, int(option("-n")))
     n_gen = int(option("-n"))
+    batches = [int(word) for word in option("--parallel", "1").split(",")]
     prompts = [prompt(index, n_gen) for index in range(2)]
+    return "".join(result_line(prompts, batch, 2 * (n_gen - 1)) for batch in batches)
+
+
+def write_trace(path: Path, n_tokens: int) -> None:
+    """Write a routing trace in which every token selects the same experts, 0 and 1."""
+    head = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({n_tokens}, {N_LAYER}, 2), }}"
+    head += " " * (63 - (10 + len(head)) % 64) + "\n"
+    content = struct.pack("<2i", 0, 1) * N_LAYER * n_tokens
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode() + content)
+
+
+def result_line(prompts: list[dict[str, Any]], batch: int, decode_tokens: int) -> str:
+    past = capacity() > 0 and batch > capacity() // N_EXPERT_USED
+    if past:
+        none = {what: [0] * len(prompts[0][what]) for what in ("hits", "misses")}
+        prompts = [{**p, **none} for p in prompts]
     hits, misses = (sum(sum(p[what]) for p in prompts) for what in ("hits", "misses"))
     layers = [
         {"layer": layer, "hits": hits // N_LAYER, "misses": misses // N_LAYER}
@@ -73,11 +99,12 @@ def expert_bench() -> str:
         "schema": 1,
         "tool": "llama-expert-bench",
         "repetition": 0,
+        "parallel": batch,
         "model": option("-m"),
-        "n_gen": n_gen,
+        "n_gen": int(option("-n")),
         "prompts": prompts,
         "decode_ns": sum(sum(p["token_ns"]) for p in prompts),
-        "decode_tokens": 2 * (n_gen - 1),
+        "decode_tokens": decode_tokens,
         "prompt_ns": 10_000_000,
         "prompt_tokens": 20,
         "hits": hits,
@@ -89,6 +116,7 @@ def expert_bench() -> str:
             "engaged": capacity() > 0,
             "reason": None if capacity() else "off",
             "capacity": capacity(),
+            "batch_limit": capacity() // N_EXPERT_USED,
         },
     }
     return json.dumps(result) + "\n"

@@ -5,6 +5,7 @@ Behaviour is steered by the file `faults.json` beside the scripts, a mapping of
   wrong_logits: substring at which the logits differ from token 3 of the second prompt on
   wrong_tokens: the same for the tokens
   flaky: every process has logits of its own
+  all_hits: substring at which no expert has to be copied
   not_engaged: the cache stays off
   torn: the result ends in the middle
   slow: seconds every process takes

@@ -86,6 +86,18 @@ def test_empty_cell_is_found_by_an_empty_text(bases: Bases) -> None:
     assert text_of(bases, arm=claim("arm", where={"capacity": ""})) == {"arm": "off"}
 
 
+def test_star_stands_for_any_value_that_is_there(bases: Bases) -> None:
+    hits = claim("hit_rate", where={"row": "a", "hit_rate": "*"}, pick="count")
+    assert text_of(bases, n=hits) == {"n": "2"}
+
+
+def test_file_of_an_optional_claim_may_be_missing(bases: Bases) -> None:
+    there = {"file": "tables/none.csv", "field": "row", "pick": "first", "optional": True}
+    assert text_of(bases, there=there) == {"there": None}
+    with pytest.raises(TecError, match="file not found"):
+        text_of(bases, there=there | {"optional": False})
+
+
 def test_optional_claim_may_be_empty(bases: Bases) -> None:
     gpu = {"file": "a.jsonl", "field": "system.gpus.1", "pick": "first", "optional": True}
     speedup = claim("speedup", where={"row": "b"}, optional=True)

@@ -20,11 +20,14 @@ from hypothesis import strategies as st
 import fake_tools
 from fake_study import ARMS, make_model, make_row, make_session, make_steps, make_study
 from fake_tools import install
+from gguf_files import write_moe
 from tec import measure as measure_module
-from tec import perplexity
 from tec.cli import main
 from tec.errors import TecError
-from tec.measure import interleaved, measure_key, prompts_plan, random_plan
+from tec.files import sha256_file
+from tec.inputs import INPUTS
+from tec.measure import interleaved, kept_trace, locality_plan, prompts_plan, random_plan
+from tec.outcome import failure_in
 from tec.records import Record, read_records
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -77,7 +80,7 @@ def test_record_carries_command_system_build_model_and_the_tools_line(tmp_path: 
     assert record.build.series_hash == "5" * 64
     assert record.build.cmake_args == ("-DGGML_CUDA=OFF",)  # no path of this machine
     assert record.model.n_expert == 16
-    assert record.result["status"] == {"engaged": True, "reason": None, "capacity": 8}
+    assert record.result["status"]["capacity"] == 8
     assert record.process.exit_code == 0
     assert record.started_at.tzinfo is not None
     assert record.evidence == "functional"
@@ -233,29 +236,6 @@ def _full_after(writes: int) -> Callable[[int], None]:
     return fsync
 
 
-def test_key_changes_with_what_matters_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study, row, build = make_study(tmp_path), make_row(tmp_path), ["engine", "cpu", "-DA=ON"]
-    key = measure_key(study, row, "prompts", build, "machine")
-    parity = study.parity.model_copy(update={"n_gen": 99})
-    same = {"name": "other", "rows": ["toy", "more"], "parity": parity}
-    assert measure_key(study.model_copy(update=same), row, "prompts", build, "machine") == key
-    keys = [
-        key,
-        measure_key(study, row, "random", build, "machine"),
-        measure_key(study, row, "parity", build, "machine"),
-        measure_key(study, row, "prompts", ["other", *build[1:]], "machine"),
-        measure_key(study, row, "prompts", ["engine", "cpu", "-DA=OFF"], "machine"),
-        measure_key(study, row, "prompts", build, "another machine"),
-    ]
-    monkeypatch.setattr(perplexity, "_CTX", 256)
-    keys.append(measure_key(study, row, "parity", build, "machine"))
-    (tmp_path / "prompts.jsonl").write_text('{"id": "x", "text": "other"}\n')
-    keys.append(measure_key(study, row, "prompts", build, "machine"))
-    assert len(set(keys)) == len(keys)
-
-
 class TestCommand:
     """`tec measure` as the pipeline calls it: a kept file per key, a copy under a fixed name."""
 
@@ -263,63 +243,119 @@ class TestCommand:
     def configured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         manifest = install(tmp_path / "bin")
         (tmp_path / "build.json").write_text(manifest.model_dump_json())
-        (tmp_path / "model.json").write_text(make_model(tmp_path).model_dump_json())
         monkeypatch.setattr(measure_module, "load_study", lambda _: make_study(tmp_path))
         monkeypatch.setattr(measure_module, "load_row", lambda _: make_row(tmp_path))
 
-    def run(self, folder: Path, key: str) -> int:
+    def run(self, folder: Path, model: str = "a", *more: str) -> int:
+        info = make_model(folder).model_copy(update={"sha256": model * 64})
+        (folder / "model.json").write_text(info.model_dump_json())
         options = {
             "build": folder / "build.json",
             "model": folder / "model.json",
-            "kept": folder / "kept" / f"toy.prompts.{key}.jsonl",
+            "kept": folder / "kept",
             "out": folder / "runs" / "toy.prompts.jsonl",
             "log": folder / "log",
         }
         words = [word for name, path in options.items() for word in (f"--{name}", str(path))]
-        return main(["measure", "prompts", "fake", "toy", *words])
+        return main(["measure", "prompts", "fake", "toy", *words, *more])
+
+    def kept(self, folder: Path) -> list[Path]:
+        return sorted((folder / "kept").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
     def test_same_key_is_measured_once(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert self.run(tmp_path, "one") == 0
-        kept, out = tmp_path / "kept" / "toy.prompts.one.jsonl", tmp_path / "runs"
+        assert self.run(tmp_path) == 0
+        (kept,) = self.kept(tmp_path)
+        assert re.fullmatch(r"toy\.prompts\.[0-9a-f]{12}\.jsonl", kept.name)
         before = (kept.read_bytes(), kept.stat().st_mtime_ns)
         assert kept.stat().st_mode & 0o777 == 0o444
-        shutil.rmtree(out)
-        assert self.run(tmp_path, "one") == 0
+        shutil.rmtree(tmp_path / "runs")
+        assert self.run(tmp_path) == 0
         assert "nothing to measure" in capsys.readouterr().err
         assert len(fake_tools.calls(tmp_path / "bin")) == 15
-        assert (out / "toy.prompts.jsonl").read_bytes() == before[0]
+        assert (tmp_path / "runs" / "toy.prompts.jsonl").read_bytes() == before[0]
         assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
 
-    def test_another_key_is_measured_and_both_are_kept(self, tmp_path: Path) -> None:
-        assert self.run(tmp_path, "one") == 0
+    def test_another_model_is_measured_and_both_are_kept(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path) == 0
         first = (tmp_path / "runs" / "toy.prompts.jsonl").read_bytes()
-        assert self.run(tmp_path, "two") == 0
+        assert self.run(tmp_path, "b") == 0
         assert len(fake_tools.calls(tmp_path / "bin")) == 30
-        kept = sorted((tmp_path / "kept").iterdir())
-        assert [path.name for path in kept] == ["toy.prompts.one.jsonl", "toy.prompts.two.jsonl"]
-        assert kept[0].read_bytes() == first
-        assert kept[1].read_bytes() == (tmp_path / "runs" / "toy.prompts.jsonl").read_bytes()
+        one, two = self.kept(tmp_path)
+        assert one.read_bytes() == first
+        assert two.read_bytes() == (tmp_path / "runs" / "toy.prompts.jsonl").read_bytes()
+
+    def test_chosen_arms_alone_are_measured_and_kept_apart(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path) == 0
+        assert self.run(tmp_path, "a", "--arms", "off,cached", "--capacities", "4") == 0
+        whole, part = self.kept(tmp_path)
+        assert {record.arm for record in read_records(part)} == {"off", "cached-c4"}
+        assert len(read_records(whole)) == 15
 
     def test_kept_file_that_is_not_whole_is_refused_and_left_alone(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert self.run(tmp_path, "one") == 0
-        kept = tmp_path / "kept" / "toy.prompts.one.jsonl"
+        assert self.run(tmp_path) == 0
+        (kept,) = self.kept(tmp_path)
         kept.chmod(0o644)
         kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:-1]))
-        assert self.run(tmp_path, "one") == 2
+        assert self.run(tmp_path) == 2
         assert "14 records, which are not one for each of 15" in capsys.readouterr().err
         assert len(read_records(kept)) == 14
+
+    def test_failure_becomes_the_outcome_where_asked_for(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fake_tools.set_faults(tmp_path / "bin", fail="--expert-cache 8")
+        assert self.run(tmp_path) == 2
+        assert not (tmp_path / "runs").exists()
+        assert self.run(tmp_path, "a", "--failure-as-outcome") == 0
+        failure = failure_in(tmp_path / "runs" / "toy.prompts.jsonl")
+        assert failure is not None
+        assert (failure.row, failure.stage) == ("toy", "measure prompts")
+        assert "capacity 1 is below" in failure.reason
+        assert "the others go on" in capsys.readouterr().err
 
     def test_full_disk_while_copying_is_one_clear_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", _full_after(15))
-            assert self.run(tmp_path, "one") == 2
+            assert self.run(tmp_path) == 2
         assert "disk or your quota on it is full" in capsys.readouterr().err
         assert list((tmp_path / "runs").iterdir()) == []
-        assert self.run(tmp_path, "one") == 0
+        assert self.run(tmp_path) == 0
         assert len(fake_tools.calls(tmp_path / "bin")) == 15
+
+
+def test_locality_records_each_inputs_routing_once_and_counts_at_every_capacity(
+    tmp_path: Path,
+) -> None:
+    study = make_study(
+        tmp_path,
+        protocols={
+            "prompts": {"n_gen": 8, "rounds": 1, "threads": 1, "ctx": 64},
+            "locality": {"tokens": 9, "threads": 1},
+        },
+    )
+    maker = make_steps(tmp_path, study)
+    write_moe(tmp_path / "toy.gguf")  # make_steps leaves a stand-in there
+    made = make_session(tmp_path, maker, "locality")
+    made.run(locality_plan(maker, made.kept), wait=0)
+    records = read_records(made.kept)
+    cached = [name for name in ARMS if name.startswith("cached")]
+    assert [(r.test, r.arm) for r in records] == [
+        (name, arm) for name in INPUTS for arm in ("off", *cached)
+    ]
+    for record in records:
+        trace = kept_trace(made.kept, record.test)
+        assert ("trace_sha256" in record.result) == (record.arm == "off")
+        if record.arm == "off":
+            assert record.result["trace_sha256"] == sha256_file(trace)
+
+
+def test_protocol_that_is_not_in_the_study_is_named(tmp_path: Path) -> None:
+    maker = make_steps(tmp_path)
+    with pytest.raises(TecError, match="protocol locality is not run for row toy"):
+        locality_plan(maker, tmp_path / "toy.locality.jsonl")

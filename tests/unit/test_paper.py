@@ -8,7 +8,8 @@ import pytest
 
 from fake_results import write_model, write_results
 from tec.errors import TecError
-from tec.figures import FIGURES, make_figures
+from tec.figure_data import Subject
+from tec.figures import FIGURES, figures_of, make_figures
 from tec.paper import make_paper
 from tec.paths import PAPER
 
@@ -55,6 +56,66 @@ def test_several_rows_with_a_gpu_make_a_paper(root: Path) -> None:
     assert (results / "paper.pdf") in make_paper(results, root)
 
 
+FULL, FINE, BROKEN = "pydoc-moe", "gpt-oss-120b-mxfp4", "mixtral-8x7b-instruct-v0.1-q6_k"
+
+
+def claims_of(root: Path, name: str, subjects: set[Subject], **what: Any) -> dict[str, Any]:
+    """Return the claims of the paper on a study with these rows; the rule's figures only."""
+    results = write_results(root / "results" / name, **what)
+    make_figures(results, figures_of({"rows", "parity", *subjects}))
+    claims: dict[str, Any] = json.loads(make_paper(results, root)[0].read_text())
+    return {claim: fields["value"] for claim, fields in claims.items()}
+
+
+def test_paper_counts_rows_and_the_one_that_failed(root: Path) -> None:
+    both = {"rows": [FULL], "miniatures": [FINE, BROKEN]}
+    claims = claims_of(root, "whole", {"miniatures", "locality"}, **both)
+    assert (claims["rows_bitwise"], claims["rows_count"], claims["rows_failed"]) == (3, 3, 0)
+    assert (claims["miniatures_bitwise"], claims["miniatures"]) == (2, 2)
+    claims = claims_of(root, "part", {"miniatures", "locality"}, **both, failed=[BROKEN])
+    assert (claims["rows_bitwise"], claims["rows_count"], claims["rows_failed"]) == (2, 3, 1)
+    assert (claims["miniatures_bitwise"], claims["miniatures"]) == (1, 2)
+    assert claims["row"] == FULL
+    assert claims["miniature_overlap_min"] == claims["miniature_overlap_max"] == 0.5
+
+
+def test_paper_of_a_failed_full_row_is_about_the_next_one(root: Path) -> None:
+    claims = claims_of(
+        root, "next", {"miniatures", "locality"}, rows=[FULL], miniatures=[FINE], failed=[FULL]
+    )
+    assert claims["row"] == FINE
+    assert claims["locality_row"] is None
+
+
+def test_paper_of_one_miniature_alone(root: Path) -> None:
+    claims = claims_of(root, "mini", {"miniatures"}, rows=[], miniatures=[FINE], locality=False)
+    assert (claims["row"], claims["rows_count"], claims["locality_row"]) == (FINE, 1, None)
+
+
+def test_paper_without_locality_and_miniatures(root: Path) -> None:
+    claims = claims_of(root, "plain", set(), locality=False)
+    assert claims["miniatures"] == 0
+    assert claims["locality_lru"] is claims["counted_points"] is None
+
+
+def test_locality_is_stated_from_tables_and_counted_where_arms_ran(root: Path) -> None:
+    claims = json.loads(make_paper(root / "results" / "demo", root)[0].read_text())
+    assert claims["locality_lru"]["text"] == claims["locality_counted"]["text"]
+    assert claims["locality_lru"]["value"] < claims["locality_belady"]["value"] < 1
+    assert claims["counted_points"]["value"] == 3 * 2  # capacities of the fake study, inputs
+    assert claims["published_overlap"]["text"] == "84 %"
+    assert "published.json" in claims["published_overlap"]["source"]
+    assert claims["locality_lru_repetitive"]["text"] is None  # an input that the stand-in lacks
+
+
+def test_locality_of_another_row_that_is_left_from_an_earlier_run_is_not_told(root: Path) -> None:
+    results = root / "results" / "demo"
+    for path in (results / "tables").glob("*.csv"):
+        if path.stem in ("locality", "reuse", "overlap"):
+            path.write_text(path.read_text().replace("toy,", "earlier,"))
+    assert json.loads(make_paper(results, root)[0].read_text())["locality_row"]["value"] is None
+
+
 OFF, AUTO, SWEEP = ({"expert_cache": value} for value in ("off", "auto", "sweep"))
 AGAIN = {**SWEEP, "options": {"ubatch-size": 64}}
 
@@ -99,7 +160,7 @@ def test_a_missing_table_names_the_claim(root: Path) -> None:
 
 
 def test_a_typed_number_stops_the_paper(root: Path) -> None:
-    with (root / "paper" / "sections" / "6-limits.typ").open("a") as file:
+    with (root / "paper" / "sections" / "7-limits.typ").open("a") as file:
         file.write("\nIt is 3.7 times as fast.\n")
     with pytest.raises(TecError, match=r"'3\.7' is typed"):
         make_paper(root / "results" / "demo", root)

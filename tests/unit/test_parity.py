@@ -54,11 +54,39 @@ def test_equal_outputs_pass(tmp_path: Path) -> None:
         "pass"
     }
     assert found["off", "self"].detail == "16 steps equal in 2 fresh processes"
-    assert found["cached-c2", "bitwise"].detail == "logits of 16 steps equal those of off"
+    assert found["cached-c2", "bitwise"].detail == (
+        "logits of 16 steps equal those of off; 56 experts copied into slots"
+    )
     assert found["cached-c16", "ppl"].verdict == "pass"
     assert found["cached-c16", "kl"].verdict == "pass"
     assert found["cached-c8", "kl"].verdict == "not_run"
     assert {v.evidence for v in found.values()} == {"functional"}
+
+
+def test_every_batch_is_judged(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    study = study.model_copy(
+        update={"parity": study.parity.model_copy(update={"batches": [1, 2, 4], "prompts": 2})}
+    )
+    maker = make_steps(tmp_path, study, wrong_logits="--expert-cache 8")
+    made = make_session(tmp_path, maker, "parity")
+    made.run(parity_plan(maker), wait=0)
+    records = read_records(made.kept)
+    greedy = next(" ".join(r.command) for r in records if r.test == "greedy")
+    assert "-c 256 --first 2 --parallel 1,2,4 " in greedy
+    found = {(v.arm, v.check, v.batch): v for v in judge(records)}
+    assert {batch for arm, check, batch in found if check == "self"} == {1, 2, 4}
+    assert [found["cached-c8", "bitwise", batch].verdict for batch in (1, 2, 4)] == ["fail"] * 3
+    assert found["cached-c16", "bitwise", 4].verdict == "pass"
+    assert "go past the cache (limit 1)" in found["cached-c2", "bitwise", 2].detail
+    assert found["cached-c2", "ppl", None].verdict == "pass"
+
+
+def test_check_without_a_copied_expert_has_checked_nothing(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, all_hits="--expert-cache")
+    assert found["cached-c2", "bitwise"].verdict == "not_run"
+    assert "nothing was checked" in found["cached-c2", "bitwise"].detail
+    assert found["cached-c16", "bitwise"].verdict == "pass"  # a slot for every expert
 
 
 def test_wrong_logits_fail_bitwise_at_the_first_place(tmp_path: Path) -> None:
@@ -105,10 +133,10 @@ def test_commands_write_the_verdicts_first_and_fail_afterwards(
 ) -> None:
     run(tmp_path, wrong_logits="--expert-cache 16")
     runs, out = tmp_path / "toy.parity.jsonl", tmp_path / "verdicts" / "toy.jsonl"
-    assert main(["parity", "judge", str(runs), "--out", str(out)]) == 0
+    assert main(["parity", "judge", "toy", str(runs), "--out", str(out)]) == 0
     assert len(read_verdicts(out)) == 13
     capsys.readouterr()
-    assert main(["parity", "enforce", str(out)]) == 2
+    assert main(["outcome", "--verdicts", str(out)]) == 2
     error = capsys.readouterr().err
     assert "toy cached-c16 bitwise: logits differ" in error
     assert "cached-c8" not in error
@@ -117,5 +145,5 @@ def test_commands_write_the_verdicts_first_and_fail_afterwards(
 def test_enforcement_is_silent_about_passed_and_greedy_checks(tmp_path: Path) -> None:
     run(tmp_path, wrong_tokens="--expert-cache 16")
     runs, out = tmp_path / "toy.parity.jsonl", tmp_path / "toy.verdicts.jsonl"
-    assert main(["parity", "judge", str(runs), "--out", str(out)]) == 0
-    assert main(["parity", "enforce", str(out)]) == 0
+    assert main(["parity", "judge", "toy", str(runs), "--out", str(out)]) == 0
+    assert main(["outcome", "--verdicts", str(out)]) == 0

@@ -9,7 +9,7 @@ import yaml
 from fake_study import make_row, make_study
 from gguf_files import write_moe
 from tec import config, paths
-from tec.config import Study
+from tec.config import Scope, Study
 from tec.errors import TecError
 from tec.files import sha256_file
 from tec.models import resolve_model
@@ -20,7 +20,7 @@ GIVEN = {"study": "fake"}
 
 
 def write_study(folder: Path, study: Study) -> None:
-    content = yaml.safe_dump(study.model_dump(mode="json"))
+    content = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
     (folder / "studies" / f"{study.name}.yaml").write_text(content)
 
 
@@ -103,13 +103,130 @@ def test_capacity_the_model_cannot_have_is_refused(configs: Path, recorded: bool
     if recorded:
         model = resolve_model(config.load_row("toy"))
         (configs / "records").mkdir()
-        paths.model_record("toy").write_text(model.model_dump_json())
+        paths.model_record("toy", "full").write_text(model.model_dump_json())
         file.unlink()
     with pytest.raises(TecError, match="'small' asks for 1 slots; this model has K = 2"):
         select(GIVEN)
 
 
+def add_row(folder: Path, name: str, **changes: Any) -> None:
+    """Write a row of the hub whose model has 32 experts, top-4, and a recipe for a miniature."""
+    values: dict[str, Any] = {
+        **make_row(folder).model_dump(mode="json"),
+        "name": name,
+        "source": {"kind": "hub", "repo": "owner/name", "files": ["a.gguf"]},
+        "shape": {
+            "arch": "qwen3moe",
+            "n_layer": 4,
+            "n_moe_layers": 4,
+            "n_expert": 32,
+            "n_expert_used": 4,
+        },
+        "miniature": {"keys": {"block_count": 2}, "quantize": "Q8_0"},
+        **changes,
+    }
+    (folder / "models" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+
+def mixed_study(folder: Path, rows: list[str] = ["small"], **changes: Any) -> Study:  # noqa: B006
+    """Return the fake study with `rows` as miniatures, which have no A/A arm and one protocol."""
+    plain = make_study(folder).model_dump(mode="json", include=set(Scope.model_fields))
+    arms = {"off": {"expert_cache": "off"}, "cached": {"expert_cache": "sweep"}}
+    protocols = {"prompts": plain["protocols"]["prompts"], "locality": {"tokens": 8, "threads": 1}}
+    scope = {**plain, "rows": rows, "arms": arms, "protocols": protocols}
+    return make_study(folder, **{"miniatures": scope, **changes})
+
+
+def test_full_rows_and_miniatures_each_have_their_scope(configs: Path) -> None:
+    add_row(configs, "small")
+    write_study(configs, mixed_study(configs))
+    selection = select({**GIVEN, "rows": "small,toy"})
+    assert list(selection.rows) == ["toy", "small"]  # the study's order
+    assert selection.protocols("toy") == ["prompts", "random", "parity"]
+    assert selection.protocols("small") == ["prompts", "locality", "parity"]
+    assert selection.arms("toy") is None  # its file is not here
+    assert list(selection.arms("small") or {}) == ["off", "cached-c4", "cached-c16", "cached-c32"]
+
+
+def test_row_of_the_hub_needs_no_file_here(configs: Path) -> None:
+    add_row(configs, "small")
+    write_study(configs, make_study(configs, rows=["small"]))
+    assert select(GIVEN).arms("small")
+
+
+def test_row_in_full_and_as_a_miniature_is_refused(configs: Path) -> None:
+    write_study(configs, mixed_study(configs, rows=["toy"]))
+    with pytest.raises(TecError, match="row 'toy' stands twice in study fake") as caught:
+        select(GIVEN)
+    assert str(caught.value.where).endswith("studies/fake.yaml")
+
+
+def test_miniature_without_a_recipe_is_refused(configs: Path) -> None:
+    add_row(configs, "small", miniature=None)
+    write_study(configs, mixed_study(configs))
+    with pytest.raises(TecError, match="'small' cannot take part as a miniature") as caught:
+        select(GIVEN)
+    assert str(caught.value.where).endswith("configs/models/small.yaml")
+
+
+def test_unreadable_model_file_is_its_rows_failure_alone(configs: Path) -> None:
+    use_model(configs).write_bytes(b"not a GGUF file")
+    assert select(GIVEN).arms("toy") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "arms"),
+    [
+        ({}, ["off", "cached-c4", "cached-c16", "cached-c32"]),
+        ({"arms": "off,cached-c16"}, ["off", "cached-c16"]),
+        ({"arms": ["cached"], "capacities": 8}, ["cached-c8"]),
+        ({"capacities": "8,9"}, ["off", "cached-c8", "cached-c9"]),
+    ],
+)
+def test_arms_and_capacities_are_chosen_by_name(
+    configs: Path, given: dict[str, object], arms: list[str]
+) -> None:
+    add_row(configs, "small")
+    write_study(configs, mixed_study(configs))
+    selection = select({**GIVEN, **given, "rows": "small"})
+    expanded = selection.arms("small")
+    assert expanded
+    assert list(selection.choice_of("small", "prompts").narrow(expanded)) == arms
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"arms": "cachd"}, "unknown arm 'cachd'", "did you mean 'cached'?"),
+        ({"arms": "cached-c15"}, "unknown arm 'cached-c15'", "did you mean 'cached-c16'?"),
+        ({"capacities": 16, "arms": "cached-c4"}, "unknown arm 'cached-c4'", "cached"),
+        ({"capacities": 3}, "row small cannot have 3 slots", "from 4 (K"),
+        ({"capacities": "17"}, "row toy cannot have 17 slots", "to 16 (N)"),
+        ({"capacities": "x"}, "'x' are not numbers", "capacities=16,32"),
+        ({"arms": "off-aa"}, "row small has none of the arms off-aa", "rows=NAME"),
+        ({"arm": "off"}, "key 'arm'", "did you mean 'arms'?"),
+    ],
+)
+def test_choice_that_cannot_be_is_refused(
+    configs: Path, given: dict[str, object], message: str, hint: str
+) -> None:
+    add_row(configs, "small")
+    use_model(configs)
+    write_study(configs, mixed_study(configs))
+    with pytest.raises(TecError) as caught:
+        select({**GIVEN, **given})
+    assert message in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_arm_without_the_cache_may_run_on_cuda(configs: Path) -> None:
+    write_study(configs, mixed_study(configs))
+    add_row(configs, "small")
+    use_model(configs)
+    assert select({**GIVEN, "target": "sm_90", "arms": "off"}).target == "sm_90"
+
+
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_study_is_valid_with_its_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert select({"study": path.stem}).rows
+    assert select({"study": path.stem, "target": "cpu"}).rows

@@ -1,6 +1,7 @@
 """Tables made from measured stand-ins."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from fake_results import CARD
 from fake_study import make_session, make_steps, make_study
 from tec import machine_lock, steps
 from tec.cli import main
+from tec.main_table import main_table
 from tec.measure import prompts_plan, random_plan
+from tec.outcome import Failure
 from tec.parity import parity_plan
 from tec.records import Record, read_records
 from tec.summary import summarise
 from tec.table import EMPTY, Column, digits, escape_latex, escape_markdown
-from tec.tables import TABLES, capacity_table, main_table, overhead_table
+from tec.tables import TABLES, capacity_table, overhead_table
 from tec.verdicts import judge
 
 
@@ -31,7 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_session(folder, maker, "parity").run(parity_plan(maker), wait=0)
     verdicts = folder / "verdicts.jsonl"
     runs = [str(folder / f"toy.{protocol}.jsonl") for protocol in ("prompts", "random")]
-    main(["parity", "judge", str(folder / "toy.parity.jsonl"), "--out", str(verdicts)])
+    main(["parity", "judge", "toy", str(folder / "toy.parity.jsonl"), "--out", str(verdicts)])
     main(["tables", "--runs", *runs, "--verdicts", str(verdicts), "--out", str(folder / "tables")])
     return folder
 
@@ -183,6 +186,76 @@ def test_a_divergence_of_zero_has_no_sign(results: Path) -> None:
     details = [v.detail for v in judge(runs) if v.check == "kl" and v.verdict == "pass"]
     assert details
     assert all(detail.startswith("mean 0 nats, off itself 0;") for detail in details)
+
+
+def test_rows_stand_in_the_order_of_the_study_with_failed_ones(
+    results: Path, tmp_path: Path
+) -> None:
+    """`first` failed before anything was measured, `toy` in one of its protocols."""
+    early = Failure(row="first", variant="miniature", stage="model", what="corrupt", where="a.gguf")
+    late = Failure(row="toy", variant="full", stage="measure random", what="no memory")
+    for name, failure in {
+        "first.prompts": early, "first.random": early, "first.verdicts": early, "toy.random": late
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(json.dumps({"failure": failure.model_dump()}) + "\n")
+    runs = [tmp_path / f"first.{protocol}" for protocol in ("prompts", "random")]
+    runs += [results / "toy.prompts.jsonl", tmp_path / "toy.random"]
+    words = ["tables", "--runs", *map(str, runs), "--verdicts", str(results / "verdicts.jsonl")]
+    words += [str(tmp_path / "first.verdicts"), "--out", str(tmp_path / "tables")]
+    assert main(words) == 0
+
+    first, toy = table(tmp_path, "main")
+    assert (first["row"], first["variant"], first["outcome"]) == ("first", "miniature", "failed")
+    assert first["reason"] == "model: corrupt (a.gguf)"
+    assert first["tec_arm"] == first["arch"] == first["evidence"] == ""
+    assert (toy["row"], toy["variant"], toy["outcome"]) == ("toy", "full", "failed")
+    assert (toy["tec_arm"], toy["reason"]) == ("cached-c8", "measure random: no memory")
+    assert {row["row"] for row in table(tmp_path, "capacity")} == {"toy"}
+    checks = [row for row in table(tmp_path, "parity") if row["row"] == "first"]
+    assert [(row["check"], row["verdict"], row["detail"]) for row in checks] == [
+        ("self", "not_run", "model: corrupt (a.gguf)")
+    ]
+    assert "model: corrupt" in (tmp_path / "tables" / "main.md").read_text()
+
+
+def test_row_that_passed_says_so_and_why_it_is_in_the_study(records: list[Record]) -> None:
+    (row,) = main_table(summarise(records)).rows
+    assert (row["outcome"], row["reason"], row["variant"]) == ("ok", None, "full")
+    assert row["note"] == "preconditions do not hold"  # it has 16 experts
+    many = [
+        record.model_copy(update={"model": record.model.model_copy(update={"n_expert": 32})})
+        for record in records
+    ]
+    (row,) = main_table(summarise(many)).rows
+    assert row["note"] is None
+
+
+def test_row_without_random_tokens_has_its_lines(records: list[Record]) -> None:
+    other = [
+        record.model_copy(update={"row": "other"})
+        for record in records
+        if record.protocol == "prompts"
+    ]
+    arms = summarise([*other, *records])
+    assert [row["row"] for row in main_table(arms).rows] == ["other", "toy"]
+    lines = [(row["row"], row["protocol"]) for row in capacity_table(arms).rows]
+    assert list(dict.fromkeys(lines)) == [
+        ("other", "prompts"),
+        ("toy", "prompts"),
+        ("toy", "random"),
+    ]
+
+
+def test_one_arm_alone_has_a_line(records: list[Record]) -> None:
+    for arm, empty in (("off", "tec_tps"), ("cached-c8", "baseline_tps")):
+        arms = summarise(record for record in records if record.arm == arm)
+        (row,) = main_table(arms).rows
+        assert row[empty] is None
+        assert row["speedup"] is None
+
+
+def test_records_of_other_protocols_are_no_throughput(results: Path) -> None:
+    assert summarise(read_records(results / "toy.parity.jsonl")) == []
 
 
 def test_escapes() -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +7,11 @@ import pytest
 
 from fake_results import write_results
 from fake_study import make_row, make_study
+from tec.inputs import INPUTS
+from tec.main_table import main_table
+from tec.outcome import Failure
 from tec.selection import Selection
+from tec.table import write_tables
 from tec.verify import problems
 
 
@@ -65,3 +71,32 @@ def test_damage_is_named(
 ) -> None:
     damage(results)
     assert any(problem in line for line in problems(selection, results))
+
+
+def test_failed_row_is_named_with_its_reason(selection: Selection, results: Path) -> None:
+    failure = Failure(row="toy", stage="measure prompts", what="no memory")
+    file = results / "runs" / "toy.prompts.jsonl"
+    file.write_text(json.dumps({"failure": failure.model_dump()}) + "\n")
+    write_tables([main_table([], [failure])], results / "tables")
+    found = list(problems(selection, results))
+    assert f"{file}: toy failed at measure prompts: no memory" in found
+    assert f"{results / 'tables' / 'main.csv'}: toy failed at measure prompts: no memory" in found
+
+
+def test_locality_study_is_complete_only_with_its_tables_and_traces(
+    tmp_path: Path, results: Path
+) -> None:
+    protocols = make_study(tmp_path).protocols.model_dump()
+    study = make_study(tmp_path, protocols={**protocols, "locality": {"tokens": 8, "threads": 1}})
+    wanted = Selection(study=study, rows={"toy": make_row(tmp_path)}, target="cpu")
+    found = [line for line in problems(wanted, results) if "traces" in line or "tables" in line]
+    assert all("repetitive" in line for line in found)  # an input that the stand-in lacks
+    names = ("locality", "reuse", "overlap")
+    for path in (results / "traces", *(results / "tables" / f"{name}.csv" for name in names)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = list(problems(wanted, results))
+    for name in names:
+        assert f"{results / 'tables' / name}.csv: missing or no rows" in found
+    for trace in INPUTS:
+        assert f"{results / 'traces' / f'toy.{trace}.npy'}: missing" in found
+        assert f"{results / 'tables' / 'locality.csv'}: no row toy with trace {trace}" in found

@@ -1,11 +1,13 @@
 """The pipeline as a person calls it."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from tec.config import load_study
 from tec.paths import CACHE, ROOT, relative, source_record
 from tec.pin import load_pin
 from tec.run_lock import hold
@@ -44,10 +46,22 @@ def test_cuda_target_is_refused_before_anything_is_built() -> None:
     assert "next: build the CUDA tools alone with: .venv/bin/tec build sm_90" in result.stdout
 
 
+def test_paper_study_can_be_planned_on_the_cpu_and_fetches_every_row() -> None:
+    refused = dry_run("all", "--config", "study=paper")
+    assert refused.returncode != 0
+    assert "study paper, which has arms with the cache on, cannot run with" in refused.stdout
+    planned = dry_run("--forceall", "all", "--config", "study=paper", "target=cpu")
+    assert planned.returncode == 0, planned.stdout
+    fetched = re.findall(r"tec model ([\w.-]+) --variant full", planned.stdout)
+    assert sorted(fetched) == sorted(load_study("paper").rows)
+    assert planned.stdout.count("downloads=1") == len(fetched)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("stdy=demo", "unknown --config key 'stdy'\n  next: did you mean 'study'?"),
+        ("arms=of", "unknown arm 'of' (study demo)\n  next: did you mean 'off'?"),
         ("rows=pydoc", "unknown row 'pydoc' (study demo)\n  next: did you mean 'pydoc-moe'?"),
     ],
 )

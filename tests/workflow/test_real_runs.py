@@ -28,7 +28,7 @@ from tec.perplexity import (
 from tec.process import run_tool
 
 ROW = load_row("pydoc-moe")
-MODEL = ROOT / ROW.source.path
+MODEL = ROOT / "models" / "pydoc-moe" / "pydoc-moe.gguf"
 N_GEN = 24
 N_PROMPTS = 2
 
@@ -290,7 +290,7 @@ def test_perplexity_and_divergence_of_the_smallest_cache(
 ) -> None:
     binary, base, log = str(binaries["llama-perplexity"]), str(tmp_path / "base"), tmp_path / "log"
     text = str(ROOT / load_study("demo").parity.text)
-    off = reference_command(binary, str(MODEL), text, base, 2, ("--expert-cache", "off"))
+    off = reference_command(binary, str(MODEL), text, 6, base, 2, ("--expert-cache", "off"))
     reference = parse_reference(run_tool(off, {}, log))
     smallest = ("--expert-cache", str(geometry.n_expert_used))
     cached = divergence_command(binary, str(MODEL), base, 2, smallest)

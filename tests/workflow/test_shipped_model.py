@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tec.config import load_row
 from tec.gguf_file import Geometry, read_geometry
 from tec.paths import ROOT
 
-MODEL = ROOT / load_row("pydoc-moe").source.path
+MODEL = ROOT / "models" / "pydoc-moe" / "pydoc-moe.gguf"
 _GRAPH = re.compile(r"sched_reserve: graph(?: \(pp.*?\))?: nodes = (\d+)(?: / (\d+))?,")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

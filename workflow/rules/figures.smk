@@ -2,7 +2,19 @@
 
 from pathlib import Path
 
-from tec.figures import FIGURES
+from tec.figures import FIGURES, figures_of
+
+
+def shown_figures():
+    """The figures that the selected rows and arms have the data for."""
+    if not SELECTION.compares:  # nothing to compare without the cache on and off
+        return []
+    subjects = {"rows", "parity"}
+    if rows_with("locality"):
+        subjects.add("locality")
+    if any(STUDY.variant(row) == "miniature" for row in ROWS):
+        subjects.add("miniatures")
+    return figures_of(subjects)
 
 
 rule figure:
@@ -11,6 +23,7 @@ rule figure:
         code=lambda wildcards: [
             f"workflow/tec/{FIGURES[wildcards.figure].module}.py",
             *(f"workflow/tec/{module}.py" for module in ("figure_style", "figure_data", "stats")),
+            "paper/published.json",
         ],
     output:
         svg=report(

@@ -1,21 +1,49 @@
-# A row's model file, checked, with its geometry.
+# A row's model file, checked, with its geometry: a file of this repository, one from the hub, or a
+# miniature made with the build's programs.
+
+from tec import hub_lock
+from tec.config import FileSource, HubSource
 
 
-def model_file(wildcards):
-    """The row's file if it is there; if not, `tec model` says what to do.
+def model_inputs(wildcards):
+    """The programs that make a miniature, or the row's file if it is there; the hub's are fetched.
 
     Its SHA-256 is a parameter: a copy with a newer date is the same model.
     """
-    file = ROWS[wildcards.row].source.path
-    return ancient(str(file)) if file.exists() else []
+    source = ROWS[wildcards.row].source
+    if wildcards.variant == "miniature":
+        return [relative(paths.build_manifest(TARGET))]
+    if isinstance(source, FileSource) and source.path.exists():
+        return [ancient(str(source.path))]
+    return []
+
+
+def model_settings(wildcards):
+    """What decides the model besides files: its source, its shape, a recipe or the hub's lock."""
+    row = ROWS[wildcards.row]
+    settings = [row.model_dump_json(include={"source", "shape"})]
+    if wildcards.variant == "miniature":
+        settings.append(row.miniature.model_dump_json())
+    elif isinstance(row.source, HubSource):
+        entry = hub_lock.pinned(paths.HUB_LOCK, row.name, row.source)
+        settings.append(entry.model_dump_json() if entry else "not pinned yet")
+    return settings
+
+
+def from_hub(wildcards):
+    """1 if the file is downloaded: the profile says how many at a time."""
+    return int(wildcards.variant == "full" and isinstance(ROWS[wildcards.row].source, HubSource))
 
 
 rule model:
     input:
-        model_file,
+        model_inputs,
     output:
-        relative(paths.model_record("{row}")),
+        relative(paths.model_record("{row}", "{variant}")),
     params:
-        source=lambda wildcards: ROWS[wildcards.row].source.model_dump_json(),
+        settings=model_settings,
+        build=lambda wildcards, input: f"--build {input}" if wildcards.variant == "miniature" else "",
+    resources:
+        downloads=from_hub,
     shell:
-        "{TEC} model {wildcards.row}"
+        "{TEC} model {wildcards.row} --variant {wildcards.variant} {params.build} --failure-as-outcome"

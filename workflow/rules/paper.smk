@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from tec.figures import FIGURES
-
 
 rule paper:
     input:
-        source=sorted(str(path) for path in Path("paper").rglob("*") if path.suffix in {".typ", ".yaml", ".svg"}),
-        tables=expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),
-        runs=expand(f"{RESULTS}/runs/{{row}}.prompts.jsonl", row=ROWS),
-        figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURES),
+        source=sorted(str(path) for path in Path("paper").rglob("*") if path.suffix in {".typ", ".yaml", ".json", ".svg"}),
+        tables=all_tables(),
+        runs=runs("prompts"),
+        figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=shown_figures()),
         model=expand(
             "models/pydoc-moe/{name}.json",
             name=["corpus-manifest", "evaluation", "hashes", "train"],

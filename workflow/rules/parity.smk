@@ -1,4 +1,5 @@
-# Verdicts are written first and enforced after the table of them exists: a failed check is seen.
+# Verdicts on every row's parity runs. They are enforced by the rule `outcome`, after the table of
+# them exists: a failed check is seen.
 
 
 rule verdicts:
@@ -9,15 +10,4 @@ rule verdicts:
     output:
         f"{RESULTS}/verdicts/{{row}}.jsonl",
     shell:
-        "{TEC} parity judge {input.runs} --out {output}"
-
-
-rule parity:
-    localrule: True
-    input:
-        verdicts=expand(rules.verdicts.output, row=ROWS),
-        table=f"{RESULTS}/tables/parity.csv",
-    output:
-        touch(f"{RESULTS}/verdicts/passed"),
-    shell:
-        "{TEC} parity enforce {input.verdicts}"
+        "{TEC} parity judge {wildcards.row} {input.runs} --out {output} --failure-as-outcome"

@@ -1,15 +1,17 @@
-# The study's tables, from the raw records and verdicts of its rows.
+# The study's tables, from the raw records, traces and verdicts of its rows.
 
 from tec.tables import TABLES
+
+LOCALITY_TABLES = ["locality", "reuse", "overlap"]
 
 
 rule tables:
     localrule: True
     input:
-        runs=expand(rules.measure.output, row=ROWS, protocol=["prompts", "random"]),
+        runs=runs(*COMMANDS),
         verdicts=expand(rules.verdicts.output, row=ROWS),
         templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
-        code=expand("workflow/tec/{module}.py", module=["tables", "table", "summary", "stats"]),
+        code=expand("workflow/tec/{module}.py", module=["tables", "main_table", "rows_table", "table", "summary", "stats"]),
     output:
         report(
             expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),
@@ -19,3 +21,29 @@ rule tables:
         expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=TABLES, suffix=["md", "tex"]),
     shell:
         "{TEC} tables --runs {input.runs} --verdicts {input.verdicts} --out {RESULTS}/tables"
+
+
+rule locality:
+    localrule: True
+    input:
+        runs=runs("locality"),
+        traces=traces(),
+        templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
+        code=expand("workflow/tec/{module}.py", module=["locality_table", "locality", "table"]),
+    output:
+        report(
+            expand(f"{RESULTS}/tables/{{name}}.csv", name=LOCALITY_TABLES),
+            caption="../report/table.rst",
+            category="Tables",
+        ),
+        expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=LOCALITY_TABLES[:2], suffix=["md", "tex"]),
+    params:
+        rows=shlex.join(word for row in rows_with("locality") for word in ("--row", row)),
+    shell:
+        "{TEC} locality {RESULTS} {params.rows}"
+
+
+def all_tables():
+    """The CSV files of every table that the selected rows have."""
+    names = [*TABLES, *(LOCALITY_TABLES if rows_with("locality") else [])]
+    return expand(f"{RESULTS}/tables/{{name}}.csv", name=names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import product
 
 import pandas as pd
@@ -31,14 +32,16 @@ PROTOCOL_TITLES = {"prompts": "real prompts", "random": "random tokens"}
 
 _COLUMNS = ("row", "arm", "protocol", "capacity", "capacity_share", "evidence")
 _SPEEDS = ("tg_tps", "tg_tps_lo", "tg_tps_hi", "resident_tps", "bound_tps")
+_HEADROOM = 1.15
+"""Of the speed axis above the largest speed; a noise band may reach beyond it."""
 _SHARE_LABEL = "capacity C / N"
 _BASELINE_DASHES = ("-", (0, (3, 1)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 
 
 def hit_rate(results: Results) -> Figure:
     """Hit rate against capacity: a series per protocol, and what uniform routing would give."""
-    cached = _swept(results.table("capacity", [*_COLUMNS, "hit_rate"]))
-    rows = list(dict.fromkeys(cached["row"]))
+    rows = results.shown()
+    cached = _swept(_of(results.table("capacity", [*_COLUMNS, "hit_rate"]), rows))
     figure, axes = panels([_row_title(cached[cached["row"] == row]) for row in rows])
     series = _series(cached)
     for axis, row in zip(axes, rows, strict=True):
@@ -52,13 +55,15 @@ def hit_rate(results: Results) -> Figure:
     label_axes(axes, _SHARE_LABEL, "hit rate")
     uniform = Line2D([], [], color=FAINT, linewidth=0.8, label="uniform routing: C / N")
     add_legend(figure, [*(handle(_title(*key, series), series[key]) for key in series), uniform])
-    label_functional(figure, COUNTED_ON_CPU, functional_rows(cached), rows)
+    failed = list(results.failures("full"))
+    label_functional(figure, COUNTED_ON_CPU, functional_rows(cached), rows, failed)
     return figure
 
 
 def throughput(results: Results) -> Figure:
     """Decoding speed against capacity, beside the arms without a cache and the A/A band."""
-    table = results.table("capacity", [*_COLUMNS, *_SPEEDS])
+    rows = results.shown()
+    table = _of(results.table("capacity", [*_COLUMNS, *_SPEEDS]), rows)
     noise = results.table("overhead", ["row", "protocol", "aa_lo", "aa_hi", "off_arm"])
     pairs = list(dict.fromkeys(zip(table["row"], table["protocol"], strict=True)))
     titles = [f"{row}\n{PROTOCOL_TITLES[protocol]}" for row, protocol in pairs]
@@ -69,11 +74,11 @@ def throughput(results: Results) -> Figure:
         band = noise[(noise["row"] == row) & (noise["protocol"] == protocol)]
         drawn |= _noise_band(axis, part, band) | _baselines(axis, part) | _speed_lines(axis, part)
         _share_axis(axis, [0, 0.5, 1])
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, _HEADROOM * part[list(_SPEEDS[2:])].max(axis=None))
     label_axes(axes, _SHARE_LABEL, "decoding, tokens/s")
     add_legend(figure, list(drawn.values()))
-    rows = list(dict.fromkeys(table["row"]))
-    label_functional(figure, NOT_EVIDENCE, functional_rows(table), rows)
+    failed = list(results.failures("full"))
+    label_functional(figure, NOT_EVIDENCE, functional_rows(table), rows, failed)
     return figure
 
 
@@ -120,6 +125,11 @@ def _speed_lines(axis: Axes, part: pd.DataFrame) -> dict[str, Line2D | Patch]:
             _line(axis, points, column, look)
             drawn[name] = handle(name, look)
     return drawn
+
+
+def _of(table: pd.DataFrame, rows: Sequence[str]) -> pd.DataFrame:
+    """Return the lines of some rows."""
+    return table[table["row"].isin(rows)]
 
 
 def _swept(table: pd.DataFrame) -> pd.DataFrame:

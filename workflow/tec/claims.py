@@ -46,7 +46,7 @@ class Claim(Section):
     field: str
     """A column, or a path of keys into a record, such as `system.cpu` or `command.--chunks`."""
     where: dict[str, Scalar] = Field(default_factory=dict)
-    """Only entries whose fields have these values; `""` is an empty cell."""
+    """Only entries whose fields have these values; `""` is an empty cell, `"*"` one that is not."""
     nearest: dict[str, Scalar] = Field(default_factory=dict)
     """Of those, the entries whose field is closest to the value."""
     pick: Literal["only", "first", "last", "min", "max", "median", "sum", "count"] = "only"
@@ -55,8 +55,8 @@ class Claim(Section):
     """Python's format specification, such as `.1f`; empty: the value as it stands."""
     unit: str = ""
     optional: bool = False
-    """The value may be missing: no entry or field, an empty cell, or null. The claim is then null,
-    and so is every optional claim that refers to it."""
+    """The value may be missing: no file, entry or field, an empty cell, or null. The claim is then
+    null, and so is every optional claim that refers to it."""
 
 
 class ClaimsFile(Section):
@@ -115,7 +115,8 @@ def _resolve(name: str, claim: Claim, bases: Bases, earlier: Mapping[str, Resolv
     )
     source = _describe(file, claim, where, nearest)
     try:
-        entries = _select(_read_entries(path), where, nearest)
+        missing = claim.optional and not path.exists()
+        entries = [] if missing else _select(_read_entries(path), where, nearest)
         value = _pick(claim, [_look_up(entry, claim.field, claim.optional) for entry in entries])
     except _ClaimError as error:
         raise TecError(f"claim '{name}': {error}", f"{path}, {source}", error.hint) from error
@@ -231,8 +232,8 @@ def _look_up(entry: Entry, field: str, optional: bool = False) -> object:
 
 
 def _equal(value: object, wanted: Scalar) -> bool:
-    if wanted == "":
-        return value is None
+    if wanted in ("", "*"):
+        return (value is None) == (wanted == "")
     try:
         return _number(value) == _number(wanted)
     except _ClaimError:
@@ -280,7 +281,8 @@ def _write(name: str, claim: Claim, value: Scalar | None) -> str | None:
 def _describe(
     file: str, claim: Claim, where: Mapping[str, Scalar], nearest: Mapping[str, Scalar]
 ) -> str:
-    parts = [f"{field} = {value if value != '' else 'empty'}" for field, value in where.items()]
+    words = {"": "empty", "*": "not empty"}
+    parts = [f"{field} = {words.get(str(value), value)}" for field, value in where.items()]
     parts += [f"{field} nearest {value}" for field, value in nearest.items()]
     chosen = claim.field if claim.pick == "only" else f"{claim.pick} of {claim.field}"
     return f"{file}: {chosen}" + (f" where {', '.join(parts)}" if parts else "")

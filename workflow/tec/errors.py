@@ -22,3 +22,7 @@ class TecError(Exception):
         place = "" if self.where is None else f" ({self.where})"
         step = "" if self.hint is None else f"\n  next: {self.hint}"
         return f"{self.what}{place}{step}"
+
+
+class RunError(TecError):
+    """What stops every row, not one: another measurement has the machine, or the disk is full."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tec.errors import TecError
+from tec.files import sha256_file
 from tec.process import Finished
 from tec.quantities import Bytes, Count, Nanoseconds
 
@@ -25,7 +27,8 @@ class Prompt(_Line):
     """One prompt's continuation; every list has one entry per generated token [n_gen].
 
     Entry 0 comes from the prompt's last logits: it belongs to prompt processing and its time, hits
-    and misses are 0. Entries 1.. are decode steps.
+    and misses are 0. Entries 1.. are decode steps. With `--forced` every entry is a decode step, of
+    one of the prompt's own tokens.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Status(_Line):
     engaged: bool
     reason: str | None
     capacity: Count | None = None
+    batch_limit: Count | None = None
+    """Steps of more tokens go past the cache."""
 
 
 class Device(_Line):
@@ -69,6 +74,8 @@ class Memory(_Line):
 class ExpertBench(_Line):
     """One repetition: one line of the tool."""
 
+    parallel: int = 1
+    """Sequences decoded together; each has the time, hits and misses of the whole step."""
     prompts: tuple[Prompt, ...]
     decode_ns: Nanoseconds
     decode_tokens: Count
@@ -102,6 +109,12 @@ class ExpertBench(_Line):
         return sum(device.total_bytes - device.free_bytes for device in self.memory.devices)
 
 
+class Batches(_Line):
+    """One process that decoded the same prompts in batches of several sizes."""
+
+    runs: tuple[ExpertBench, ...]
+
+
 def command(
     binary: str,
     model: str,
@@ -110,11 +123,44 @@ def command(
     threads: int,
     ctx: int,
     arm: Sequence[str],
+    batches: Sequence[int] = (1,),
+    first: int | None = None,
 ) -> tuple[str, ...]:
-    """Return the command line of one repetition."""
+    """Return the command line of one repetition; the context has room for the largest batch.
+
+    Args:
+        binary: the tool.
+        model: GGUF file.
+        prompts: file of prompts.
+        n_gen: tokens generated after each.
+        threads: CPU threads.
+        ctx: context size in tokens for one sequence.
+        arm: the arm's arguments.
+        batches: numbers of sequences decoded together, run in turn.
+        first: how many of the prompts; all if None.
+    """
+    some = ("--first", str(first)) if first else ()
+    together = ("--parallel", ",".join(map(str, batches))) if tuple(batches) != (1,) else ()
     return (
         *(binary, "-m", model, "--prompts", prompts, "-n", str(n_gen), "-r", "1"),
-        *("-t", str(threads), "-c", str(ctx), *arm),
+        *("-t", str(threads), "-c", str(ctx * max(batches)), *some, *together, *arm),
+    )
+
+
+def forced_command(
+    binary: str,
+    model: str,
+    prompts: str,
+    n_tokens: int,
+    threads: int,
+    arm: Sequence[str],
+    trace: str | None,
+) -> tuple[str, ...]:
+    """Return the command line that decodes given tokens one by one, recording a trace if asked."""
+    out = ("--trace-out", trace) if trace else ()
+    return (
+        *(binary, "-m", model, "--prompts", prompts, "--forced", "-n", str(n_tokens)),
+        *("-t", str(threads), "-c", str(n_tokens), *out, *arm),
     )
 
 
@@ -124,11 +170,32 @@ def parse(finished: Finished, expert_cache: str) -> dict[str, Any]:
     Raises:
         TecError: no line, more than one, or not what the arm asked for.
     """
+    return _lines(finished, expert_cache, 1)[0]
+
+
+def parse_batches(finished: Finished, expert_cache: str, batches: Sequence[int]) -> dict[str, Any]:
+    """Return the tool's lines, one a batch, as `Batches`; the errors are those of `parse`."""
+    return {"runs": _lines(finished, expert_cache, len(batches))}
+
+
+def parse_traced(finished: Finished, expert_cache: str, trace: Path) -> dict[str, Any]:
+    """Return the tool's line with the hash of the trace it wrote, as `trace_sha256`."""
+    result = parse(finished, expert_cache)
+    if not trace.is_file():
+        raise TecError(f"{TOOL} wrote no trace", trace)
+    return {**result, "trace_sha256": sha256_file(trace)}
+
+
+def _lines(finished: Finished, expert_cache: str, wanted: int) -> list[dict[str, Any]]:
     lines = finished.stdout.splitlines()
-    if len(lines) != 1:
-        raise TecError(f"{TOOL} printed {len(lines)} lines instead of one")
+    if len(lines) != wanted:
+        raise TecError(f"{TOOL} printed {len(lines)} lines instead of {wanted}")
+    return [_line(line, expert_cache) for line in lines]
+
+
+def _line(line: str, expert_cache: str) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(lines[0])
+        result: dict[str, Any] = json.loads(line)
         status = ExpertBench.model_validate(result).status
     except (json.JSONDecodeError, ValidationError) as error:
         raise TecError(f"{TOOL} printed a line that cannot be read: {error}") from error

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
+from tec.config import Variant
 from tec.errors import TecError
 from tec.expert_bench import ExpertBench
 from tec.records import Record, read_records
+
+Subject = Literal["rows", "parity", "locality", "miniatures"]
+"""What a figure is about: single rows, all verdicts, or what only some rows have."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,36 @@ class Results:
                 )
         return frame
 
-    def rows(self) -> list[str]:
-        """Return the rows of the study, in the order of its tables."""
-        return list(dict.fromkeys(self.table("main", ["row"])["row"]))
+    def rows(self, variant: Variant | None = None) -> list[str]:
+        """Return the rows that did not fail, in the order of the tables; of one variant or all."""
+        table = self.table("main", ["row", "variant", "outcome"])
+        table = table[table["outcome"] != "failed"]
+        return list(
+            table["row"] if variant is None else table.loc[table["variant"] == variant, "row"]
+        )
+
+    def shown(self) -> list[str]:
+        """Return the rows with a panel of their own: the full ones; where there is none, all."""
+        return self.rows("full") or self.rows()
+
+    def failures(self, variant: Variant | None = None) -> dict[str, str]:
+        """Return why rows failed, by name; of one variant or all."""
+        table = self.table("main", ["row", "variant", "outcome", "reason"])
+        table = table[table["outcome"] == "failed"]
+        if variant is not None:
+            table = table[table["variant"] == variant]
+        return dict(zip(table["row"], table["reason"].fillna("").astype(str), strict=True))
+
+    def has(self, what: Subject) -> bool:
+        """Say whether there is anything to draw of a subject."""
+        match what:
+            case "locality":
+                return not read_table(self.folder / "tables" / "overlap.csv", empty=True).empty
+            case "miniatures":
+                return bool(self.rows("miniature"))
+            case "rows":
+                return bool(self.shown())
+        return True
 
     def records(self, row: str, protocol: str) -> list[Record]:
         """Return the raw records of a row under a protocol.
@@ -51,11 +83,12 @@ class Results:
         return found
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, empty: bool = False) -> pd.DataFrame:
     """Read a CSV file; empty cells are missing values, and no other text is.
 
     Raises:
-        TecError: the file is missing, unreadable or has no line below its header.
+        TecError: the file is missing or unreadable or, unless it may be `empty`, has no line below
+            its header.
     """
     try:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
@@ -63,7 +96,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise TecError("table not found", path, "make the tables first: tec tables") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TecError(f"not a CSV table: {error}", path, "make the tables again") from error
-    if frame.empty:
+    if frame.empty and not empty:
         raise TecError("the table has no lines", path, "make the tables again: tec tables")
     return frame
 

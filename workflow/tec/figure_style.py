@@ -7,6 +7,7 @@ per row and is as wide as the page.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ PAGE_WIDTH = 6.9
 """Inches; both columns and the gap."""
 CURVE_HEIGHT, SMALL_CURVE_HEIGHT = 2.3, 1.55
 """Inches; a panel with curves on a column-wide and on a page-wide figure."""
+_CHARACTERS = 14
+"""Of a panel's title, per inch."""
 
 NOT_EVIDENCE = "functional, not evidence: run on the CPU back end"
 COUNTED_ON_CPU = "counted on the CPU back end"
@@ -122,8 +125,20 @@ def panels(
     figure = Figure(figsize=(width, lines * height), layout="constrained")
     axes = [figure.add_subplot(lines, columns, i + 1) for i in range(len(titles))]
     for panel, title in zip(axes, titles, strict=True):
-        panel.set_title(title)
+        panel.set_title(_wrapped(title, int(width / columns * _CHARACTERS)))
     return figure, axes
+
+
+def _wrapped(title: str, width: int) -> str:
+    """Break the lines of a title that are longer than `width` characters, at hyphens too."""
+    return "\n".join(textwrap.fill(line, width) for line in title.splitlines())
+
+
+def in_words(text: str) -> Figure:
+    """Return a figure that says why there is nothing to see."""
+    figure = Figure(figsize=(COLUMN_WIDTH, 0.5))
+    figure.text(0.5, 0.5, text, ha="center", va="center", style="italic")
+    return figure
 
 
 def label_axes(axes: Sequence[Axes], x: str, y: str = "") -> None:
@@ -135,9 +150,9 @@ def label_axes(axes: Sequence[Axes], x: str, y: str = "") -> None:
         panel.set_ylabel(y if index % columns == 0 else "")
 
 
-def add_legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> None:
-    """Put a legend below the panels, in as many columns as the figure's width allows."""
-    columns = 2 if figure.get_figwidth() == COLUMN_WIDTH else 5
+def add_legend(figure: Figure, handles: Sequence[Line2D | Patch], columns: int = 5) -> None:
+    """Put a legend below the panels: in so many columns, or two on a column-wide figure."""
+    columns = 2 if figure.get_figwidth() == COLUMN_WIDTH else columns
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))
 
 
@@ -147,12 +162,25 @@ def handle(label: str, look: Look) -> Line2D:
 
 
 def label_functional(
-    figure: Figure, text: str, functional: Sequence[str], rows: Sequence[str]
+    figure: Figure,
+    text: str,
+    functional: Sequence[str],
+    rows: Sequence[str],
+    failed: Sequence[str] = (),
 ) -> None:
-    """Say on the figure what ran on the CPU back end: all of `rows`, or the `functional` ones."""
+    """Say on the figure what ran on the CPU back end: all of `rows`, or the `functional` ones.
+
+    Rows that failed have no panel and are named here.
+    """
+    lines = []
     if functional:
         some = "" if len(functional) == len(rows) else f" ({', '.join(functional)})"
-        figure.suptitle(text + some, style="italic")
+        lines.append(text + some)
+    if failed:
+        lines.append(f"failed, not shown: {', '.join(failed)}")
+    if lines:
+        width = int(figure.get_figwidth() * _CHARACTERS * 1.2)
+        figure.suptitle("\n".join(_wrapped(line, width) for line in lines), style="italic")
 
 
 def percent_axis(axis: Axis) -> None:

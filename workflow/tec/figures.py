@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tec.errors import TecError
 from tec.nearest import suggestion
+
+if TYPE_CHECKING:
+    from tec.figure_data import Results, Subject
 
 SUFFIXES = (".svg", ".pdf")
 
@@ -25,6 +29,7 @@ class FigureSpec:
     tables: tuple[str, ...]
     protocols: tuple[str, ...] = ()
     """The raw records it reads, `runs/<row>.<protocol>.jsonl` of every row."""
+    subject: Subject = "rows"
 
     def inputs(self, results: Path, rows: Sequence[str]) -> list[Path]:
         """Return the files that the figure is drawn from."""
@@ -38,7 +43,7 @@ class FigureSpec:
 
 FIGURES = {
     "hit-rate": FigureSpec(
-        "Hit rate against capacity", "capacity_figures", "hit_rate", ("capacity",)
+        "Hit rate against capacity", "capacity_figures", "hit_rate", ("capacity", "main")
     ),
     "latency": FigureSpec(
         "Time per token, steady state", "token_figures", "latency", ("main",), ("prompts",)
@@ -51,12 +56,46 @@ FIGURES = {
         ("prompts",),
     ),
     "throughput": FigureSpec(
-        "Throughput against capacity", "capacity_figures", "throughput", ("capacity", "overhead")
+        "Throughput against capacity",
+        "capacity_figures",
+        "throughput",
+        ("capacity", "overhead", "main"),
     ),
     "layers": FigureSpec("Hit rate by layer", "token_figures", "layers", ("main",), ("prompts",)),
-    "parity": FigureSpec("Parity verdicts", "parity_figure", "parity", ("parity",)),
+    "miniatures": FigureSpec(
+        "Hit rate and overlap of the miniatures",
+        "rows_figure",
+        "miniatures",
+        ("capacity", "rows", "main"),
+        subject="miniatures",
+    ),
+    "overlap": FigureSpec(
+        "Overlap with the last tokens",
+        "locality_figures",
+        "overlap",
+        ("overlap",),
+        subject="locality",
+    ),
+    "reuse": FigureSpec(
+        "Reuse of experts", "locality_figures", "reuse", ("overlap",), subject="locality"
+    ),
+    "policies": FigureSpec(
+        "Hit rate of policies against capacity",
+        "locality_figures",
+        "policies",
+        ("locality", "overlap"),
+        subject="locality",
+    ),
+    "parity": FigureSpec(
+        "Parity verdicts", "parity_figure", "parity", ("parity", "main"), subject="parity"
+    ),
 }
 """By file name."""
+
+
+def figures_of(subjects: Collection[Subject]) -> list[str]:
+    """Return the names of the figures that a study with these subjects has."""
+    return [name for name, figure in FIGURES.items() if figure.subject in subjects]
 
 
 def make_figures(results: Path, names: Sequence[str]) -> list[Path]:
@@ -73,16 +112,23 @@ def make_figures(results: Path, names: Sequence[str]) -> list[Path]:
 
 def _make_figure(results: Path, name: str) -> list[Path]:
     from tec.figure_data import Results  # these load pandas and seaborn
-    from tec.figure_style import save, style
+    from tec.figure_style import in_words, save, style
 
     spec = FIGURES[name]
     draw = getattr(import_module(f"tec.{spec.module}"), spec.function)
     paths = [results / "figures" / f"{name}{suffix}" for suffix in SUFFIXES]
+    data = Results(results)
     with style():
-        figure = draw(Results(results))
+        figure = draw(data) if data.has(spec.subject) else in_words(_nothing(data))
         for path in paths:
             save(figure, path)
     return paths
+
+
+def _nothing(data: Results) -> str:
+    """Say why a figure has nothing to show."""
+    failed = len(data.failures())
+    return f"nothing was measured: {failed} of {failed + len(data.rows())} rows failed"
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

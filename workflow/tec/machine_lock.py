@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tec.errors import TecError
+from tec.errors import RunError
 
 _POLL_SECONDS = 1.0
 
@@ -33,7 +33,7 @@ def machine_lock(purpose: str, wait: float) -> Iterator[int]:
         wait: seconds to wait for another measurement to end.
 
     Raises:
-        TecError: another measurement still runs after `wait` seconds; says which.
+        RunError: another measurement still runs after `wait` seconds; says which.
     """
     path = lock_path()
     descriptor = _open(path)
@@ -65,7 +65,7 @@ def _acquire(descriptor: int, path: Path, wait: float) -> None:
         except BlockingIOError:
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
             if time.monotonic() >= deadline:
-                raise TecError(
+                raise RunError(
                     f"another measurement is running on this machine: {holder}",
                     path,
                     "wait until it ends and run again; two at once would disturb each other",

@@ -3,43 +3,82 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tec import expert_bench, llama_bench, perplexity
+from tec import choice, outcome
 from tec.build import load_manifest
-from tec.config import Row, Study, load_row, load_study
-from tec.files import sha256_file, write_atomically
+from tec.config import load_row, load_study
+from tec.errors import TecError
+from tec.files import write_atomically
+from tec.inputs import INPUTS, input_folder, write_inputs
+from tec.measure_key import measure_key, settings_key
 from tec.models import read_model
-from tec.paths import ROOT
 from tec.records import Protocol
 from tec.session import Session, Step, build_info
 from tec.steps import Steps
+from tec.system import read_system
 
-PROTOCOLS = ("prompts", "random")
+PROTOCOLS: tuple[Protocol, ...] = ("prompts", "random", "locality")
 
 
 def prompts_plan(steps: Steps) -> list[Step]:
     """Return the processes that decode the row's prompts."""
-    protocol = steps.study.protocols.prompts
-    order = interleaved(list(steps.arms), protocol.rounds, f"{steps.row.name} prompts")
-    return [steps.decode_prompts("prompts", arm, number, protocol.n_gen) for number, arm in order]
+    rounds = steps.scope.protocols.prompts.rounds
+    order = interleaved(list(steps.arms), rounds, f"{steps.row.name} prompts")
+    return [steps.decode_prompts(arm, number) for number, arm in order]
 
 
 def random_plan(steps: Steps) -> list[Step]:
     """Return the processes of the published protocol: prompt and decode tests apart."""
-    protocol = steps.study.protocols.random
+    protocol = steps.scope.protocols.random
+    if protocol is None:
+        raise _not_in_study(steps, "random")
     order = interleaved(list(steps.arms), protocol.rounds, f"{steps.row.name} random")
     tests = ((protocol.n_prompt, 0), (0, protocol.n_gen))
     return [
-        steps.random_tokens(arm, number, n_prompt, n_gen)
+        steps.random_tokens(protocol, arm, number, n_prompt, n_gen)
         for number, arm in order
         for n_prompt, n_gen in tests
     ]
+
+
+def locality_plan(steps: Steps, kept: Path) -> list[Step]:
+    """Return the processes that record the routing of each input and count every capacity's hits.
+
+    Args:
+        steps: of a row whose scope has the protocol.
+        kept: the file that keeps the records; each input's trace lies beside it.
+    """
+    protocol = steps.scope.protocols.locality
+    if protocol is None:
+        raise _not_in_study(steps, "locality")
+    folder = input_folder(steps.study.name, steps.row.name)
+    inputs = write_inputs(steps.model, steps.scope.parity.text, protocol.tokens, folder)
+    cached = [name for name, arm in steps.arms.items() if arm.expert_cache != "off"]
+    return [
+        steps.decode_input(
+            protocol, tokens, arm, kept_trace(kept, tokens.name) if number == 0 else None
+        )
+        for tokens in inputs
+        for number, arm in enumerate([steps.reference, *cached])
+    ]
+
+
+def kept_trace(kept: Path, name: str) -> Path:
+    """Return where the routing trace of an input lies that belongs to a kept file."""
+    return kept.with_name(f"{kept.stem}.{name}.npy")
+
+
+def _not_in_study(steps: Steps, protocol: Protocol) -> TecError:
+    return TecError(
+        f"protocol {protocol} is not run for row {steps.row.name}",
+        f"study {steps.study.name}",
+        f"add it under protocols in configs/studies/{steps.study.name}.yaml",
+    )
 
 
 def interleaved(arms: Sequence[str], rounds: int, seed: str) -> Iterator[tuple[int, str]]:
@@ -58,70 +97,54 @@ def interleaved(arms: Sequence[str], rounds: int, seed: str) -> Iterator[tuple[i
             yield number, arm
 
 
-def measure_key(
-    study: Study, row: Row, protocol: Protocol, build: Sequence[str], machine: str
-) -> str:
-    """Return the hash of everything that decides what a file of records says.
+@dataclass(frozen=True)
+class Job:
+    """A session, the maker of its steps, and where its results go."""
 
-    It is part of the kept file's name: one key, one measurement.
+    session: Session
+    steps: Steps
+    out: Path
+    wait: float
 
-    Args:
-        study: its arms, its capacities and this protocol count, its name does not.
-        row: its model file and its prompts count.
-        protocol: which file of records.
-        build: what decides the programs: llama.cpp's tree, the series, the target, cmake's options.
-        machine: the fingerprint of this machine.
-    """
-    settings = study.parity if protocol == "parity" else getattr(study.protocols, protocol)
-    files = {
-        "prompts": [row.prompts],
-        "random": [],
-        "parity": [row.prompts, study.parity.text],
-    }[protocol]
-    parts = [
-        *(protocol, *build, machine, row.source.model_dump_json(), settings.model_dump_json()),
-        *(shlex.join(command) for command in _commands(study, protocol)),
-        *(f"{name} {arm.model_dump_json()}" for name, arm in study.arms.items()),
-        study.capacities.model_dump_json(),
-        *(sha256_file(ROOT / file) for file in files),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    def run(self, plan: Sequence[Step]) -> None:
+        """Run the steps unless their file is kept already, and write a copy of it."""
+        self.session.run(plan, self.wait)
+        write_atomically(self.out, self.session.kept.read_bytes())
 
 
-def _commands(study: Study, protocol: Protocol) -> list[tuple[str, ...]]:
-    """Return a protocol's command lines without files and arms: what this package decides."""
-    prompts, published = study.protocols.prompts, study.protocols.random
-    tokens = (published.n_prompt, published.n_gen)
-    decode = partial(
-        expert_bench.command, "", "", "", threads=prompts.threads, ctx=prompts.ctx, arm=()
+def open_job(options: argparse.Namespace, protocol: Protocol) -> Job:
+    """Return the job for the parsed arguments of `add_job_arguments`."""
+    manifest, model = load_manifest(options.build), read_model(options.model)
+    study, row = load_study(options.study), load_row(options.row)
+    chosen = choice.choose(options.arms, options.capacities)
+    chosen = chosen.with_reference(study.scope(row.name), protocol)
+    n_expert, n_expert_used = model.n_expert, model.n_expert_used
+    arms = study.expand_arms(row.name, n_expert, n_expert_used)
+    chosen.check(row.name, arms, n_expert, n_expert_used)
+    settings = settings_key(study, row, protocol, chosen)
+    key = measure_key(settings, manifest, model.sha256, read_system().fingerprint)
+    session = Session(
+        study=study.name,
+        protocol=protocol,
+        build=build_info(manifest),
+        model=model,
+        kept=options.kept / f"{row.name}.{protocol}.{key}.jsonl",
+        log=options.log,
     )
-    if protocol == "prompts":
-        return [decode(n_gen=prompts.n_gen)]
-    if protocol == "random":
-        return [llama_bench.command("", "", *tokens, published.threads, ())]
-    return [
-        decode(n_gen=study.parity.n_gen),
-        perplexity.reference_command("", "", "", "", prompts.threads, ()),
-        perplexity.divergence_command("", "", "", prompts.threads, ()),
-    ]
-
-
-def measure(session: Session, steps: Sequence[Step], options: argparse.Namespace) -> None:
-    """Run the session unless its file is kept already, and write a copy of it to `--out`."""
-    session.run(steps, options.wait)
-    write_atomically(options.out, session.kept.read_bytes())
+    return Job(session, Steps(study, row, model, manifest, chosen), options.out, options.wait)
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec measure`."""
     parser = sub.add_parser("measure", help="run a row's arms under one protocol")
     parser.add_argument("protocol", choices=PROTOCOLS)
-    add_session_arguments(parser)
+    add_job_arguments(parser)
+    parser.add_argument("--traces", type=Path, help="folder for copies of the routing traces")
     parser.set_defaults(run=_measure)
 
 
-def add_session_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that `open_session` reads."""
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `open_job` reads."""
     parser.add_argument("study")
     parser.add_argument("row")
     parser.add_argument("--build", type=Path, required=True, help="manifest.json of the build")
@@ -130,32 +153,70 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
         "--kept",
         type=Path,
         required=True,
-        help="file that keeps the records; where it exists, nothing is measured",
+        help="folder that keeps measurements; what is there already is not measured again",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="copy of the kept file")
     parser.add_argument("--log", type=Path, required=True, help="where the tools' messages go")
     parser.add_argument(
         "--wait", type=float, default=0, help="seconds to wait for another measurement (0)"
     )
+    choice.add_arguments(parser)
+    outcome.add_argument(parser)
 
 
-def open_session(options: argparse.Namespace, protocol: Protocol) -> tuple[Session, Steps]:
-    """Return the session and the maker of its steps for the parsed arguments."""
-    manifest = load_manifest(options.build)
-    model = read_model(options.model)
-    study = load_study(options.study)
-    session = Session(
-        study=study.name,
-        protocol=protocol,
-        build=build_info(manifest),
-        model=model,
-        kept=options.kept,
-        log=options.log,
+def attempt_row(
+    options: argparse.Namespace,
+    stage: str,
+    work: Callable[[argparse.Namespace], None],
+    makes: Sequence[Path],
+) -> None:
+    """Do a row's work; a failure of the row becomes its outcome where that is asked for."""
+    outcome.attempt(
+        partial(work, options),
+        options,
+        row=options.row,
+        variant=load_study(options.study).variant(options.row),
+        stage=stage,
+        reads=[options.model],
+        makes=makes,
     )
-    return session, Steps(study, load_row(options.row), model, manifest)
 
 
 def _measure(options: argparse.Namespace) -> None:
-    session, steps = open_session(options, options.protocol)
-    plan = {"prompts": prompts_plan, "random": random_plan}[options.protocol]
-    measure(session, plan(steps), options)
+    work = {"prompts": _prompts, "random": _random, "locality": _locality}[options.protocol]
+    makes = [options.out, *_traces(options).values()]
+    attempt_row(options, f"measure {options.protocol}", work, makes)
+
+
+def _prompts(options: argparse.Namespace) -> None:
+    job = open_job(options, "prompts")
+    job.run(prompts_plan(job.steps))
+
+
+def _random(options: argparse.Namespace) -> None:
+    job = open_job(options, "random")
+    job.run(random_plan(job.steps))
+
+
+def _locality(options: argparse.Namespace) -> None:
+    job = open_job(options, "locality")
+    job.run(locality_plan(job.steps, job.session.kept))
+    for name, out in _traces(options).items():
+        write_atomically(out, _read_trace(kept_trace(job.session.kept, name), job.session.kept))
+
+
+def _read_trace(trace: Path, kept: Path) -> bytes:
+    if not trace.is_file():
+        raise TecError(
+            "the routing trace that belongs to kept records is missing",
+            trace,
+            f"move {kept} away and run again",
+        )
+    return trace.read_bytes()
+
+
+def _traces(options: argparse.Namespace) -> dict[str, Path]:
+    """Return input -> the copy of its trace, where copies are asked for."""
+    if options.traces is None:
+        return {}
+    return {name: options.traces / f"{options.row}.{name}.npy" for name in INPUTS}

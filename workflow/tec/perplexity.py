@@ -20,7 +20,6 @@ from tec.process import Finished
 TOOL = "llama-perplexity"
 
 _CTX = 512
-_CHUNKS = 6
 _BATCH = 64
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))"
@@ -50,19 +49,23 @@ class Divergence(BaseModel):
 
 
 def reference_command(
-    binary: str, model: str, text: str, base: str, threads: int, arm: Sequence[str]
+    binary: str, model: str, text: str, chunks: int, base: str, threads: int, arm: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return the command line that computes the perplexity of `text` and writes `base`."""
-    chunks = ("--chunks", str(_CHUNKS))
+    """Return the command line that computes the perplexity of `text` and writes `base`.
+
+    Args:
+        binary: the tool.
+        model: GGUF file.
+        text: plain text file.
+        chunks: how many pieces of 512 tokens of it count.
+        base: the file of predictions to write.
+        threads: CPU threads.
+        arm: the arm's arguments.
+    """
     return (
         *_common(binary, model, threads),
         "--no-escape",  # the text as it is
-        "-f",
-        text,
-        *chunks,
-        "--kl-divergence-base",
-        base,
-        *arm,
+        *("-f", text, "--chunks", str(chunks), "--kl-divergence-base", base, *arm),
     )
 
 

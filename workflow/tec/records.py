@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +22,7 @@ SCHEMA_VERSION: Final = 1
 
 _Line = TypeVar("_Line", bound=BaseModel)
 
-Protocol = Literal["prompts", "random", "parity"]
+Protocol = Literal["prompts", "random", "parity", "locality"]
 Evidence = Literal["gpu", "functional"]
 Outcome = Literal["pass", "fail", "not_run"]
 Check = Literal["self", "bitwise", "greedy", "ppl", "kl"]
@@ -99,6 +99,9 @@ class Verdict(_Model):
     verdict: Outcome
     detail: str
     evidence: Evidence
+    batch: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="sequences decoded together"
+    )
 
 
 def schemas() -> dict[str, dict[str, Any]]:

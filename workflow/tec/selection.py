@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tec.config import DEFAULT_STUDY, TARGETS, Row, Study, load_row, load_study
+from tec.choice import Choice, choose, names
+from tec.config import (
+    DEFAULT_STUDY,
+    TARGETS,
+    Arm,
+    FileSource,
+    Row,
+    Shape,
+    Study,
+    load_row,
+    load_study,
+)
 from tec.errors import TecError
 from tec.gguf_file import Geometry, ModelInfo, read_geometry
 from tec.nearest import check_known
+from tec.outcome import failure_in
 from tec.paths import MODELS, ROOT, STUDIES, model_record
+from tec.records import Protocol
 
-KEYS = ("study", "rows", "target")
+KEYS = ("study", "rows", "target", "arms", "capacities")
 
 
 @dataclass(frozen=True)
@@ -23,61 +37,100 @@ class Selection:
 
     study: Study
     rows: dict[str, Row]
+    """In the order of the study's rows."""
     target: str
+    choice: Choice = field(default_factory=Choice)
+    shapes: Mapping[str, Shape | Geometry | None] = field(default_factory=dict)
+    """How many experts each row's model has, as far as that is known yet."""
+
+    def protocols(self, row: str) -> list[Protocol]:
+        """Return what is run for a row; parity last."""
+        wanted = self.study.scope(row).protocols
+        optional: dict[Protocol, object] = {"random": wanted.random, "locality": wanted.locality}
+        return ["prompts", *(name for name, given in optional.items() if given), "parity"]
+
+    def choice_of(self, row: str, protocol: Protocol) -> Choice:
+        """Return what of the choice a row's protocol has."""
+        arms = self.arms(row)
+        choice = self.choice if arms is None else self.choice.of_row(arms)
+        return choice.with_reference(self.study.scope(row), protocol)
+
+    def arms(self, row: str) -> dict[str, Arm] | None:
+        """Return a row's expanded arms before any choice; None while its model is not known."""
+        shape = self.shapes.get(row)
+        if shape is None:
+            return None
+        return self.study.expand_arms(row, shape.n_expert, shape.n_expert_used)
+
+    def chosen(self, row: str) -> dict[str, Arm]:
+        """Return a row's arms that are run; all of the study's while its model is not known."""
+        arms = self.arms(row)
+        return self.study.scope(row).arms if arms is None else self.choice.narrow(arms)
+
+    @property
+    def compares(self) -> bool:
+        """Whether every row runs with the cache on and off, as figures and paper need it."""
+        modes = [{arm.expert_cache == "off" for arm in self.chosen(r).values()} for r in self.rows]
+        return all(len(found) == 2 for found in modes)
 
 
 def select(given: Mapping[str, Any]) -> Selection:
-    """Return the study, rows and target that `snakemake --config` names; all have defaults.
+    """Return what `snakemake --config` names; all of it has defaults.
 
     Args:
-        given: `study`, a name; `rows`, names separated by commas or a list; `target`, a name.
+        given: `study`, a name; `target`, a name; `rows` and `arms`, names, and `capacities`, slots
+            per layer, each separated by commas or a list.
 
     Raises:
-        TecError: an unknown key, study, row or target, with the nearest known name; a file that is
-            missing; arms that the target or a row's model cannot have.
+        TecError: an unknown key, study, row, arm or target, with the nearest known name; a file or
+            recipe that is missing; arms or capacities that the target or a row's model cannot have.
     """
     for key in given:
         check_known("--config key", key, KEYS)
     study = load_study(str(given.get("study", DEFAULT_STUDY)))
-    wanted = _names(given.get("rows", study.rows))
+    _check_once(study)
+    wanted = names(given.get("rows", study.all_rows))
     for name in wanted:
-        check_known("row", name, study.rows, where=f"study {study.name}")
+        check_known("row", name, study.all_rows, where=f"study {study.name}")
     target = str(given.get("target", study.target))
     check_known("target", target, TARGETS)
-    rows = {name: load_row(name) for name in dict.fromkeys(wanted)}
-    _check_target(study, target)
-    _check_file("parity text", study.parity.text, STUDIES / f"{study.name}.yaml")
+    rows = {name: load_row(name) for name in study.all_rows if name in wanted}
     for row in rows.values():
         _check_row(study, row)
-    return Selection(study, rows, target)
+    choice = choose(given.get("arms"), given.get("capacities"))
+    shapes = {name: _shape(row, study) for name, row in rows.items()}
+    selection = Selection(study, rows, target, choice, shapes)
+    _check_choice(selection)
+    _check_target(selection)
+    return selection
 
 
-def _names(given: object) -> list[str]:
-    """Return one name or several, in a list or separated by commas, as a list."""
-    if isinstance(given, list | tuple):
-        return [str(name) for name in given]
-    return str(given).split(",")
-
-
-def _check_target(study: Study, target: str) -> None:
-    """Raise a TecError if an arm needs the cache where it has no kernels yet."""
-    if target != "cpu" and any(arm.expert_cache != "off" for arm in study.arms.values()):
+def _check_once(study: Study) -> None:
+    """Raise a TecError for a row that is named twice."""
+    twice = [name for name, count in Counter(study.all_rows).items() if count > 1]
+    if twice:
         raise TecError(
-            f"the expert cache has no CUDA kernels in this version: study {study.name}, which has "
-            f"arms with the cache on, cannot run with target {target}",
+            f"row '{twice[0]}' stands twice in study {study.name}: a row takes part in full or as "
+            "a miniature, once",
             STUDIES / f"{study.name}.yaml",
-            f"build the CUDA tools alone with: .venv/bin/tec build {target}",
+            "remove one of them",
         )
 
 
 def _check_row(study: Study, row: Row) -> None:
-    """Raise a TecError unless the row's prompts exist and its model can have the study's arms.
+    """Raise a TecError unless the row has what it needs to take part in its variant.
 
     A model file that is not here yet is checked when it is.
     """
-    _check_file("prompts file", row.prompts, MODELS / f"{row.name}.yaml")
-    if geometry := _geometry(row):
-        study.expand_arms(geometry.n_expert, geometry.n_expert_used)
+    named_by = MODELS / f"{row.name}.yaml"
+    _check_file("prompts file", row.prompts, named_by)
+    _check_file("parity text", study.scope(row.name).parity.text, STUDIES / f"{study.name}.yaml")
+    if study.variant(row.name) == "miniature" and row.miniature is None:
+        raise TecError(
+            f"row '{row.name}' cannot take part as a miniature: it has no recipe for one",
+            named_by,
+            f"add the section miniature:, or move the row to `rows` of study {study.name}",
+        )
 
 
 def _check_file(what: str, file: Path, named_by: Path) -> None:
@@ -87,23 +140,89 @@ def _check_file(what: str, file: Path, named_by: Path) -> None:
         )
 
 
-def _geometry(row: Row) -> Geometry | None:
-    """Return the model's geometry from its record or file, if there is one."""
-    record, file = model_record(row.name), ROOT / row.source.path
-    if record.is_file():
-        known = ModelInfo.model_validate_json(record.read_text())
-        if known.sha256 == row.source.sha256:
-            return known
-    return read_geometry(file) if file.is_file() else None
+def _check_choice(selection: Selection) -> None:
+    """Raise a TecError unless every row's model can have the arms, and what is chosen exists."""
+    choice = selection.choice
+    known: list[str] = []
+    for name, shape in selection.shapes.items():
+        arms = selection.arms(name)
+        if arms and shape:
+            choice.of_row(arms).check(name, arms, shape.n_expert, shape.n_expert_used)
+            known += choice.known(arms)
+    if all(selection.shapes.values()):
+        for arm in choice.arms:
+            check_known("arm", arm, known, where=f"study {selection.study.name}")
+    for name in selection.rows:
+        if choice.arms and not selection.choice_of(name, "prompts").arms:
+            raise TecError(
+                f"row {name} has none of the arms {', '.join(choice.arms)}",
+                f"study {selection.study.name}",
+                "name rows that have them too, such as rows=NAME",
+            )
+
+
+def _check_target(selection: Selection) -> None:
+    """Raise a TecError if an arm needs the cache where it has no kernels yet."""
+    study, target = selection.study, selection.target
+    if target != "cpu" and any(_needs_cache(selection, row) for row in selection.rows):
+        raise TecError(
+            f"the expert cache has no CUDA kernels in this version: study {study.name}, which has "
+            f"arms with the cache on, cannot run with target {target}; with --config target=cpu "
+            "or, on the arms without the cache, --config arms=NAME it can",
+            STUDIES / f"{study.name}.yaml",
+            f"build the CUDA tools alone with: .venv/bin/tec build {target}",
+        )
+
+
+def _needs_cache(selection: Selection, row: str) -> bool:
+    """Say whether one of the row's chosen arms has the cache on."""
+    return any(arm.expert_cache != "off" for arm in selection.chosen(row).values())
+
+
+def _shape(row: Row, study: Study) -> Shape | Geometry | None:
+    """Return how many experts the row's model has, from its configuration, record or file.
+
+    A file that cannot be read fails its row when the model is checked, and no other row.
+    """
+    if row.shape:
+        return row.shape
+    known = _recorded(model_record(row.name, study.variant(row.name)))
+    if not isinstance(row.source, FileSource):
+        return known
+    if known and known.sha256 == row.source.sha256:
+        return known
+    try:
+        return read_geometry(ROOT / row.source.path)
+    except TecError:
+        return None
+
+
+def _recorded(record: Path) -> ModelInfo | None:
+    """Return what is recorded of a model; None without a record or where it failed."""
+    if not record.is_file() or failure_in(record):
+        return None
+    return ModelInfo.model_validate_json(record.read_text())
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec check`."""
     parser = sub.add_parser("check", help="check a study's configuration")
+    add_study_arguments(parser)
+    parser.set_defaults(run=lambda options: _check(select_study(options)))
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `select_study` reads."""
     parser.add_argument("study", nargs="?", default=DEFAULT_STUDY)
-    parser.set_defaults(run=lambda options: _check(options.study))
+    parser.add_argument("--target", help="in place of the study's own")
 
 
-def _check(name: str) -> None:
-    selection = select({"study": name})
-    print(f"{name}: {len(selection.rows)} rows, {len(selection.study.arms)} arms, no errors")
+def select_study(options: argparse.Namespace) -> Selection:
+    """Return the whole study that a command was given; the errors are those of `select`."""
+    target = {} if options.target is None else {"target": options.target}
+    return select({"study": options.study, **target})
+
+
+def _check(selection: Selection) -> None:
+    study = selection.study
+    print(f"{study.name}: {len(selection.rows)} rows, {len(study.arms)} arms, no errors")

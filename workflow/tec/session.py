@@ -42,6 +42,10 @@ _READ_AHEAD = 16 * 1024**2
 _READ_ONLY = 0o444
 
 
+Parser = Callable[[Finished], dict[str, Any]]
+"""Reads what a process printed: the result of its record."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One process to run and how to read what it prints."""
@@ -51,7 +55,7 @@ class Step:
     round: int
     expert_cache: str
     command: tuple[str, ...]
-    parse: Callable[[Finished], dict[str, Any]]
+    parse: Parser
     reads: tuple[Path, ...] = ()
     """Files besides the model whose content decides the result."""
     makes: Path | None = None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from tec import expert_bench, llama_bench, perplexity
 from tec.build import Manifest
-from tec.config import Arm, Row, Study
+from tec.choice import Choice
+from tec.config import Arm, LocalityProtocol, RandomProtocol, Row, Scope, Study
 from tec.errors import TecError
 from tec.gguf_file import ModelInfo
+from tec.inputs import Input
 from tec.paths import CACHE, ROOT, relative
-from tec.session import Step
+from tec.session import Parser, Step
 
 
 @dataclass(frozen=True)
@@ -23,22 +26,60 @@ class Steps:
     row: Row
     model: ModelInfo
     manifest: Manifest
+    choice: Choice = field(default_factory=Choice)
+
+    @cached_property
+    def scope(self) -> Scope:
+        """What the study runs for this row."""
+        return self.study.scope(self.row.name)
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
-        """The study's arms for this model, in the study's order."""
-        return self.study.expand_arms(self.model.n_expert, self.model.n_expert_used)
+        """The chosen arms for this model, in the study's order."""
+        n_expert, n_expert_used = self.model.n_expert, self.model.n_expert_used
+        return self.choice.narrow(self.study.expand_arms(self.row.name, n_expert, n_expert_used))
 
-    def decode_prompts(self, test: str, arm: str, number: int, n_gen: int) -> Step:
-        """Decode the row's prompts greedily, `n_gen` tokens each, in round `number`."""
-        protocol = self.study.protocols.prompts
-        chosen = self.arms[arm]
-        asked = str(chosen.expert_cache)
+    @cached_property
+    def reference(self) -> str:
+        """The arm that the others are compared with: the first with the cache off.
+
+        Raises:
+            TecError: there is none.
+        """
+        for name, arm in self.arms.items():
+            if arm.expert_cache == "off":
+                return name
+        raise TecError(
+            "parity and locality need an arm with the cache off",
+            f"study {self.study.name}",
+            "add one: off: {expert_cache: off}",
+        )
+
+    def decode_prompts(self, arm: str, number: int) -> Step:
+        """Decode the row's prompts greedily in round `number`."""
+        parse = partial(expert_bench.parse, expert_cache=self._asked(arm))
+        return self._decode("prompts", arm, number, self.scope.protocols.prompts.n_gen, parse)
+
+    def decode_batches(self, arm: str, number: int) -> Step:
+        """Decode prompts greedily in every batch size of the parity checks, in round `number`."""
+        parity = self.scope.parity
+        parse = partial(
+            expert_bench.parse_batches,
+            expert_cache=self._asked(arm),
+            batches=tuple(parity.batches),
+        )
+        more = {"batches": parity.batches, "first": parity.prompts}
+        return self._decode("greedy", arm, number, parity.n_gen, parse, **more)
+
+    def _decode(
+        self, test: str, arm: str, number: int, n_gen: int, parse: Parser, **more: Any
+    ) -> Step:
+        protocol = self.scope.protocols.prompts
         return Step(
             arm=arm,
             test=test,
             round=number,
-            expert_cache=asked,
+            expert_cache=self._asked(arm),
             command=expert_bench.command(
                 self._binary(expert_bench.TOOL),
                 self.model.path,
@@ -46,16 +87,46 @@ class Steps:
                 n_gen,
                 protocol.threads,
                 protocol.ctx,
-                chosen.arguments(),
+                self.arms[arm].arguments(),
+                **more,
             ),
-            parse=partial(expert_bench.parse, expert_cache=asked),
+            parse=parse,
             reads=(ROOT / self.row.prompts,),
         )
 
-    def random_tokens(self, arm: str, number: int, n_prompt: int, n_gen: int) -> Step:
+    def decode_input(
+        self, protocol: LocalityProtocol, tokens: Input, arm: str, trace: Path | None
+    ) -> Step:
+        """Decode an input's tokens one by one; with `trace`, record the routing there."""
+        asked = self._asked(arm)
+        parse = partial(expert_bench.parse, expert_cache=asked)
+        if trace:
+            parse = partial(expert_bench.parse_traced, expert_cache=asked, trace=trace)
+        return Step(
+            arm=arm,
+            test=tokens.name,
+            round=0,
+            expert_cache=asked,
+            command=expert_bench.forced_command(
+                self._binary(expert_bench.TOOL),
+                self.model.path,
+                _shown(tokens.path),
+                protocol.tokens,
+                protocol.threads,
+                self.arms[arm].arguments(),
+                _shown(trace) if trace else None,
+            ),
+            parse=parse,
+            reads=(tokens.path,),
+            makes=trace,
+        )
+
+    def random_tokens(
+        self, protocol: RandomProtocol, arm: str, number: int, n_prompt: int, n_gen: int
+    ) -> Step:
         """Run one llama-bench test in round `number`; one of `n_prompt` and `n_gen` is 0."""
         chosen = self.arms[arm]
-        asked = str(chosen.expert_cache)
+        asked = self._asked(arm)
         return Step(
             arm=arm,
             test=llama_bench.test_name(n_prompt, n_gen),
@@ -66,7 +137,7 @@ class Steps:
                 self.model.path,
                 n_prompt,
                 n_gen,
-                self.study.protocols.random.threads,
+                protocol.threads,
                 chosen.arguments(),
             ),
             parse=partial(llama_bench.parse, expert_cache=asked),
@@ -78,17 +149,18 @@ class Steps:
             arm=arm,
             test="ppl",
             round=0,
-            expert_cache=str(self.arms[arm].expert_cache),
+            expert_cache=self._asked(arm),
             command=perplexity.reference_command(
                 self._binary(perplexity.TOOL),
                 self.model.path,
-                str(self.study.parity.text),
+                str(self.scope.parity.text),
+                self.scope.parity.chunks,
                 _shown(self.reference_file),
-                self.study.protocols.prompts.threads,
+                self.scope.protocols.prompts.threads,
                 self.arms[arm].arguments(),
             ),
             parse=perplexity.parse_reference,
-            reads=(ROOT / self.study.parity.text,),
+            reads=(ROOT / self.scope.parity.text,),
             makes=self.reference_file,
         )
 
@@ -98,22 +170,26 @@ class Steps:
             arm=arm,
             test="kl",
             round=0,
-            expert_cache=str(self.arms[arm].expert_cache),
+            expert_cache=self._asked(arm),
             command=perplexity.divergence_command(
                 self._binary(perplexity.TOOL),
                 self.model.path,
                 _shown(self.reference_file),
-                self.study.protocols.prompts.threads,
+                self.scope.protocols.prompts.threads,
                 self.arms[arm].arguments(),
             ),
             parse=perplexity.parse_divergence,
-            reads=(ROOT / self.study.parity.text,),
+            reads=(ROOT / self.scope.parity.text,),
         )
 
     @property
     def reference_file(self) -> Path:
         """The scratch file with the reference's predictions."""
         return CACHE / "parity" / self.study.name / f"{self.row.name}.logits"
+
+    def _asked(self, arm: str) -> str:
+        """Return what an arm asks of the cache: off, auto or slots per layer."""
+        return str(self.arms[arm].expert_cache)
 
     def _binary(self, name: str) -> str:
         if name not in self.manifest.binaries:

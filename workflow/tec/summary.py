@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -56,13 +56,15 @@ class ArmSummary:
 
 
 def summarise(records: Iterable[Record]) -> list[ArmSummary]:
-    """Return one summary per row, protocol and arm.
+    """Return one summary per row, arm and protocol that measures throughput.
 
     Rows and protocols come in the order of the records; arms without a cache come first, then by
     capacity.
     """
     groups: dict[tuple[str, Protocol], dict[str, list[Record]]] = {}
     for record in records:
+        if record.protocol not in _PROTOCOLS:
+            continue
         arms = groups.setdefault((record.row, record.protocol), {})
         arms.setdefault(record.arm, []).append(record)
     return [summary for arms in groups.values() for summary in _summarise_arms(arms)]
@@ -140,8 +142,25 @@ def _from_llama_bench(records: Sequence[Record], role: Role) -> ArmSummary:
     )
 
 
-_PROTOCOLS = {"prompts": _from_expert_bench, "random": _from_llama_bench}
+_PROTOCOLS: dict[Protocol, Callable[[Sequence[Record], Role], ArmSummary]] = {
+    "prompts": _from_expert_bench,
+    "random": _from_llama_bench,
+}
 
 
 def _share(hits: int, misses: int) -> float | None:
     return hits / (hits + misses) if hits + misses else None
+
+
+def grouped(arms: Iterable[ArmSummary]) -> list[list[ArmSummary]]:
+    """Return the arms of each row and protocol together."""
+    groups: dict[tuple[str, str], list[ArmSummary]] = {}
+    for arm in arms:
+        groups.setdefault((arm.row, arm.protocol), []).append(arm)
+    return list(groups.values())
+
+
+def fastest(arms: Iterable[ArmSummary], role: Role) -> ArmSummary | None:
+    """Return the arm of a role that decodes fastest by its median."""
+    chosen = [arm for arm in arms if arm.role == role]
+    return max(chosen, key=lambda arm: arm.tg_tps, default=None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,15 +68,22 @@ class Table:
     keys: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Mapping[str, Value], ...]
+    printed: tuple[Mapping[str, Value], ...] | None = None
+    """The lines for people, where they are others than the CSV's."""
+
+    @property
+    def lines(self) -> tuple[Mapping[str, Value], ...]:
+        """The lines of the printed table."""
+        return self.rows if self.printed is None else self.printed
 
     def numeric(self, column: Column) -> bool:
         """Whether a printed column holds numbers, which are aligned to the right."""
-        return any(isinstance(row[column.key], int | float) for row in self.rows)
+        return any(isinstance(row[column.key], int | float) for row in self.lines)
 
     @property
     def marked(self) -> bool:
         """Whether any printed number is not evidence."""
-        return any(column.cell(row)[1] for row in self.rows for column in self.columns)
+        return any(column.cell(row)[1] for row in self.lines for column in self.columns)
 
 
 def write_tables(tables: Iterable[Table], folder: Path) -> None:
@@ -138,3 +146,8 @@ def percent(value: Value) -> str:
 def times(value: Value) -> str:
     """Show a ratio."""
     return f"{float(value or 0):.2f}\N{MULTIPLICATION SIGN}"
+
+
+def short(width: int) -> Callable[[Value], str]:
+    """Return a formatter that shows a text's beginning, cut between words."""
+    return lambda value: textwrap.shorten(str(value), width, placeholder=" ...")

@@ -10,78 +10,25 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tec.main_table import main_table
+from tec.outcome import Failure, read_records_or_failure, read_verdicts_or_failure
 from tec.quantities import GIB
-from tec.records import Verdict, read_records, read_verdicts
+from tec.records import Verdict
+from tec.rows_table import rows_table
 from tec.stats import COLD_STEPS, Interval, paired_ratio
-from tec.summary import ArmSummary, Role, summarise
-from tec.table import Column, Table, Value, digits, percent, times, write_tables
+from tec.summary import ArmSummary, fastest, grouped, summarise
+from tec.table import Column, Table, Value, digits, percent, write_tables
 
 TABLES = {
     "main": "row,arch,quant,size_gib,baseline_arm,baseline_tps,tec_arm,tec_tps,speedup,"
-    "speedup_lo,speedup_hi,hit_rate,evidence",
+    "speedup_lo,speedup_hi,hit_rate,evidence,rounds,variant,outcome,reason,note",
     "capacity": "row,arm,protocol,capacity,capacity_share,vram_gib,tg_tps,pp_tps,hit_rate,"
     "resident_tps,bound_tps,evidence",
-    "parity": "row,arm,check,verdict,detail",
+    "parity": "row,arm,check,verdict,detail,evidence,batch",
     "overhead": "row,arm,protocol,ratio_to_off,lo,hi,aa_lo,aa_hi,evidence",
+    "rows": "row,title,variant,outcome,arch,n_expert,n_expert_used",
 }
 """Table -> the columns that other tools read."""
-
-
-def main_table(arms: Sequence[ArmSummary]) -> Table:
-    """Per row: the best baseline against the fastest TEC arm, on real prompts.
-
-    An arm with a slot for every expert is taken only where there is no other: it is the whole
-    model on the device, which the cache is there to avoid.
-    """
-    groups = _grouped(arm for arm in arms if arm.protocol == "prompts")
-    return Table(
-        name="main",
-        caption="Decoding real prompts: the best baseline against the fastest TEC arm with fewer "
-        "slots than experts, where there is one.",
-        keys=(
-            *("row", "arch", "quant", "size_gib", "baseline_arm", "baseline_tps"),
-            *("tec_arm", "tec_tps", "speedup", "speedup_lo", "speedup_hi", "hit_rate"),
-            *("evidence", "rounds"),
-        ),
-        columns=(
-            Column("row", "row"),
-            Column("arch", "arch"),
-            Column("quant", "quant"),
-            Column("size_gib", "GiB", digits(3)),
-            Column("baseline_arm", "baseline"),
-            Column("baseline_tps", "tok/s", digits(4), timed=True),
-            Column("tec_arm", "TEC"),
-            Column("tec_tps", "tok/s", digits(4), timed=True),
-            Column("speedup", "speed-up", times, timed=True),
-            Column("hit_rate", "hit %", percent),
-        ),
-        rows=tuple(row for group in groups if (row := _main_row(group)) is not None),
-    )
-
-
-def _main_row(arms: Sequence[ArmSummary]) -> dict[str, Value] | None:
-    baseline = _fastest(arms, "baseline")
-    part = [arm for arm in arms if arm.capacity_share != 1]
-    tec = _fastest(part, "tec") or _fastest(arms, "tec")
-    if baseline is None or tec is None:
-        return None
-    ratio = paired_ratio(tec.tg, baseline.tg) if tec.evidence == "gpu" else None
-    return {
-        "row": tec.row,
-        "arch": tec.model.arch,
-        "quant": tec.model.quant,
-        "size_gib": tec.model.bytes / GIB,
-        "baseline_arm": baseline.arm,
-        "baseline_tps": baseline.tg_tps,
-        "tec_arm": tec.arm,
-        "tec_tps": tec.tg_tps,
-        "speedup": ratio.value if ratio else None,
-        "speedup_lo": ratio.lo if ratio else None,
-        "speedup_hi": ratio.hi if ratio else None,
-        "hit_rate": tec.hit_rate,
-        "evidence": tec.evidence,
-        "rounds": len(tec.tg),
-    }
 
 
 def capacity_table(arms: Sequence[ArmSummary]) -> Table:
@@ -93,7 +40,7 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
             *("row", "arm", "protocol", "capacity", "capacity_share", "vram_gib"),
             *("tg_tps", "pp_tps", "hit_rate", "resident_tps", "bound_tps", "evidence"),
             *("n_expert", "tg_tps_lo", "tg_tps_hi", "cold_tps", "steady_tps", "rounds"),
-            "cold_steps",
+            *("cold_steps", "variant"),
         ),
         columns=(
             Column("row", "row"),
@@ -110,12 +57,12 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
             Column("resident_tps", "resident", digits(4), timed=True),
             Column("bound_tps", "bound", digits(4), timed=True),
         ),
-        rows=tuple(_capacity_row(arm, group) for group in _grouped(arms) for arm in group),
+        rows=tuple(_capacity_row(arm, group) for group in grouped(arms) for arm in group),
     )
 
 
 def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Value]:
-    resident = _fastest(group, "resident")
+    resident = fastest(group, "resident")
     return {
         "row": arm.row,
         "arm": arm.arm,
@@ -136,12 +83,13 @@ def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Val
         "steady_tps": arm.steady_tps,
         "rounds": len(arm.tg),
         "cold_steps": None if arm.cold_tps is None else COLD_STEPS,
+        "variant": arm.model.variant,
     }
 
 
 def overhead_table(arms: Sequence[ArmSummary]) -> Table:
     """The cost of the mechanism: every cached arm as a ratio to the cache off, beside A/A noise."""
-    rows = [row for group in _grouped(arms) for row in _overhead_rows(group)]
+    rows = [row for group in grouped(arms) for row in _overhead_rows(group)]
     return Table(
         name="overhead",
         caption=(
@@ -150,7 +98,7 @@ def overhead_table(arms: Sequence[ArmSummary]) -> Table:
         ),
         keys=(
             *("row", "arm", "protocol", "ratio_to_off", "lo", "hi", "aa_lo", "aa_hi"),
-            *("evidence", "rounds", "off_arm"),
+            *("evidence", "rounds", "off_arm", "variant"),
         ),
         columns=(
             Column("row", "row"),
@@ -192,33 +140,39 @@ def _overhead_row(arm: ArmSummary, off: ArmSummary, noise: Interval | None) -> d
         "evidence": arm.evidence,
         "rounds": ratio.n,
         "off_arm": off.arm,
+        "variant": arm.model.variant,
     }
 
 
-def parity_table(verdicts: Sequence[Verdict]) -> Table:
-    """Every check's verdict."""
-    keys = ("row", "arm", "check", "verdict", "detail", "evidence")
+def parity_table(rows: Iterable[Sequence[Verdict] | Failure]) -> Table:
+    """Every check's verdict, row by row; of a row that failed, that it was not checked."""
+    keys = ("row", "arm", "check", "verdict", "detail", "evidence", "batch")
+    shown = ("row", "arm", "batch", "check", "verdict", "detail")
+    lines: list[dict[str, Value]] = []
+    for row in rows:
+        if isinstance(row, Failure):
+            lines.append(_not_run(row))
+        else:
+            lines += [verdict.model_dump(include=set(keys)) for verdict in row]
     return Table(
         name="parity",
         caption="Parity: equality of outputs between the cached arms and the cache off.",
         keys=keys,
-        columns=tuple(Column(key, key) for key in keys[:-1]),
-        rows=tuple(verdict.model_dump(include=set(keys)) for verdict in verdicts),
+        columns=tuple(Column(key, key) for key in shown),
+        rows=tuple(lines),
     )
 
 
-def _grouped(arms: Iterable[ArmSummary]) -> list[list[ArmSummary]]:
-    """Return the arms of each row and protocol together."""
-    groups: dict[tuple[str, str], list[ArmSummary]] = {}
-    for arm in arms:
-        groups.setdefault((arm.row, arm.protocol), []).append(arm)
-    return list(groups.values())
-
-
-def _fastest(arms: Iterable[ArmSummary], role: Role) -> ArmSummary | None:
-    """Return the arm of a role that decodes fastest by its median."""
-    chosen = [arm for arm in arms if arm.role == role]
-    return max(chosen, key=lambda arm: arm.tg_tps, default=None)
+def _not_run(failure: Failure) -> dict[str, Value]:
+    return {
+        "row": failure.row,
+        "arm": None,
+        "check": "self",
+        "verdict": "not_run",
+        "detail": failure.reason,
+        "evidence": None,
+        "batch": None,
+    }
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -231,7 +185,18 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    arms = summarise(record for path in options.runs for record in read_records(path))
-    verdicts = [verdict for path in options.verdicts for verdict in read_verdicts(path)]
-    tables = (main_table(arms), capacity_table(arms), overhead_table(arms), parity_table(verdicts))
+    runs = [read_records_or_failure(path) for path in options.runs]
+    verdicts = [read_verdicts_or_failure(path) for path in options.verdicts]
+    arms = summarise(record for file in runs if isinstance(file, list) for record in file)
+    failures = [file for file in (*runs, *verdicts) if isinstance(file, Failure)]
+    order = [file.row if isinstance(file, Failure) else file[0].row for file in runs if file]
+    models = {file[0].row: file[0].model for file in runs if isinstance(file, list) and file}
+    judged = [file for file in verdicts if isinstance(file, list)]
+    tables = (
+        main_table(arms, failures, order),
+        capacity_table(arms),
+        overhead_table(arms),
+        parity_table(verdicts),
+        rows_table(models, judged, failures, order),
+    )
     write_tables(tables, options.out)

@@ -37,7 +37,7 @@ _MOST_NUMBERED_LAYERS = 12
 
 def latency(results: Results) -> Figure:
     """Time per token in the steady state: median, quartiles and 5 to 95 % of an arm's tokens."""
-    rows = results.rows()
+    rows = results.shown()
     records = {row: results.records(row, "prompts") for row in rows}
     arms = max(len(by_capacity(records[row])) for row in rows)
     figure, axes = panels(rows, height=0.75 + 0.17 * arms)
@@ -52,13 +52,14 @@ def latency(results: Results) -> Figure:
             color="0.85", linecolor=INK, width=0.65,
         )  # fmt: skip
     label_axes(axes, "ms per token, steady state")
-    label_functional(figure, NOT_EVIDENCE, _functional(records), rows)
+    failed = list(results.failures("full"))
+    label_functional(figure, NOT_EVIDENCE, _functional(records), rows, failed)
     return figure
 
 
 def cold_start(results: Results) -> Figure:
     """Time per token and hit rate from the first decoded token of a fresh process."""
-    rows = results.rows()
+    rows = results.shown()
     records = {row: results.records(row, "prompts") for row in rows}
     titles = [f"{row}\n{what}" for row in rows for what in ("time per token, ms", "hit rate")]
     figure, axes = panels(titles, across=4, in_column=2)
@@ -74,13 +75,14 @@ def cold_start(results: Results) -> Figure:
         percent_axis(hit_axis.yaxis)
     label_axes(axes, "decoded token")
     add_legend(figure, [handle(role, look._replace(marker="")) for role, look in roles.items()])
-    label_functional(figure, NOT_EVIDENCE, _functional(records), rows)
+    failed = list(results.failures("full"))
+    label_functional(figure, NOT_EVIDENCE, _functional(records), rows, failed)
     return figure
 
 
 def layers(results: Results) -> Figure:
     """Hit rate of every layer in every cached arm, on real prompts."""
-    rows = results.rows()
+    rows = results.shown()
     records = {row: results.records(row, "prompts") for row in rows}
     grids = {row: _layer_grid(runs) for row, runs in records.items()}
     height = 0.8 + 0.17 * max(len(grid) for grid in grids.values())
@@ -93,7 +95,8 @@ def layers(results: Results) -> Figure:
         )  # fmt: skip
         axis.tick_params(length=0, rotation=0)
     label_axes(axes, "layer")
-    label_functional(figure, COUNTED_ON_CPU, _functional(records), rows)
+    failed = list(results.failures("full"))
+    label_functional(figure, COUNTED_ON_CPU, _functional(records), rows, failed)
     return figure
 
 

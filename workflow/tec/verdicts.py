@@ -5,6 +5,10 @@
 3. greedy: the same tokens as the stock engine with its experts on the CPU;
 4. ppl, kl: perplexity and KL divergence on a text.
 
+The first three are judged for every number of sequences decoded together (batch). A bitwise check
+that had no expert copied into a slot, where there are fewer slots than experts, has checked nothing
+and says so.
+
 On the CPU back end the arm with the cache off is both the reference and the stock engine.
 """
 
@@ -14,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tec.errors import TecError
-from tec.expert_bench import ExpertBench, Prompt
+from tec.expert_bench import Batches, ExpertBench, Prompt
 from tec.perplexity import Divergence
 from tec.records import Check, Outcome, Record, Verdict
 
@@ -52,26 +56,31 @@ class _Judge:
         ordered = sorted(records, key=lambda record: record.order)
         self.first = ordered[0]
         self.reference = self.first.arm
-        self.greedy: dict[str, list[ExpertBench]] = {}
+        self.greedy: dict[str, list[dict[int, ExpertBench]]] = {}
         self.divergence: dict[str, Divergence] = {}
         for record in ordered:
             if record.test == "greedy":
-                run = ExpertBench.model_validate(record.result)
-                self.greedy.setdefault(record.arm, []).append(run)
+                runs = Batches.model_validate(record.result).runs
+                self.greedy.setdefault(record.arm, []).append({r.parallel: r for r in runs})
             elif record.test == "kl":
                 self.divergence[record.arm] = Divergence.model_validate(record.result)
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Yield the reference's check, then every cached arm's."""
-        yield self._verdict(self.reference, "self", self._self())
+        """Yield the reference's checks, then every cached arm's."""
+        batches = list(self.greedy[self.reference][0])
+        for batch in batches:
+            yield self._verdict(self.reference, "self", self._self(batch), batch)
         for arm in self.greedy:
             if arm != self.reference:
-                yield self._verdict(arm, "bitwise", self._bitwise(arm))
-                yield self._verdict(arm, "greedy", self._greedy(arm))
+                for batch in batches:
+                    yield self._verdict(arm, "bitwise", self._bitwise(arm, batch), batch)
+                    yield self._verdict(arm, "greedy", self._greedy(arm, batch), batch)
                 yield self._verdict(arm, "ppl", self._ppl(arm))
                 yield self._verdict(arm, "kl", self._kl(arm))
 
-    def _verdict(self, arm: str, check: Check, finding: _Finding) -> Verdict:
+    def _verdict(
+        self, arm: str, check: Check, finding: _Finding, batch: int | None = None
+    ) -> Verdict:
         outcome, detail = finding
         return Verdict(
             row=self.first.row,
@@ -80,10 +89,11 @@ class _Judge:
             verdict=outcome,
             detail=detail,
             evidence=self.first.evidence,
+            batch=batch,
         )
 
-    def _self(self) -> _Finding:
-        first, *others = self.greedy[self.reference]
+    def _self(self, batch: int) -> _Finding:
+        first, *others = (runs[batch] for runs in self.greedy[self.reference])
         if not others:
             return "not_run", "needs two fresh processes"
         for other in others:
@@ -91,14 +101,20 @@ class _Judge:
                 return "fail", f"two fresh processes differ first at {place}"
         return "pass", f"{_n_steps(first)} steps equal in {1 + len(others)} fresh processes"
 
-    def _bitwise(self, arm: str) -> _Finding:
-        reference, run = self.greedy[self.reference][0], self.greedy[arm][0]
+    def _bitwise(self, arm: str, batch: int) -> _Finding:
+        reference, run = self.greedy[self.reference][0][batch], self.greedy[arm][0][batch]
         if (place := _first_difference(reference, run, _logits)) is not None:
             return "fail", f"logits differ from those of {self.reference} first at {place}"
-        return "pass", f"logits of {_n_steps(run)} steps equal those of {self.reference}"
+        equal = f"logits of {_n_steps(run)} steps equal those of {self.reference}"
+        limit = run.status.batch_limit
+        if limit is not None and batch > limit:
+            return "pass", f"{equal}; steps of {batch} tokens go past the cache (limit {limit})"
+        if run.misses == 0 and (run.capacity or 0) < self.first.model.n_expert:
+            return "not_run", f"{equal}, but no expert was copied into a slot: nothing was checked"
+        return "pass", f"{equal}; {run.misses} experts copied into slots"
 
-    def _greedy(self, arm: str) -> _Finding:
-        reference, run = self.greedy[self.reference][0], self.greedy[arm][0]
+    def _greedy(self, arm: str, batch: int) -> _Finding:
+        reference, run = self.greedy[self.reference][0][batch], self.greedy[arm][0][batch]
         place = _first_difference(reference, run, _tokens)
         if place is None:
             return "pass", f"{_n_steps(run)} tokens equal those of {self.reference}"
@@ -112,8 +128,10 @@ class _Judge:
         found = self.divergence.get(arm)
         if found is None:
             return "not_run", _AT_THE_ENDS
-        apart = found.ppl / found.ppl_reference - 1
-        detail = f"{found.ppl:.4f}, {self.reference} {found.ppl_reference:.4f} ({apart:+.1e})"
+        # from the same kind of run: the file with the reference's predictions has only 16 bits each
+        reference = self.divergence[self.reference].ppl
+        apart = found.ppl / reference - 1
+        detail = f"{found.ppl:.4f}, {self.reference} {reference:.4f} ({apart:+.1e})"
         return ("pass" if abs(apart) <= PPL_TOLERANCE else "fail"), detail
 
     def _kl(self, arm: str) -> _Finding:

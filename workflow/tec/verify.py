@@ -7,24 +7,33 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tec.config import DEFAULT_STUDY, Study
+from tec.config import Study
 from tec.errors import TecError
+from tec.inputs import INPUTS
+from tec.outcome import Failure, read_records_or_failure
 from tec.paths import RESULTS
-from tec.records import read_records
-from tec.selection import Selection, select
+from tec.selection import Selection, add_study_arguments, select_study
 from tec.tables import TABLES
 from tec.verdicts import ENFORCED
 
-MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-"}
+MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-", ".npy": b"\x93NUMPY"}
+LOCALITY_TABLES = {
+    "locality": "row,trace,policy,capacity,hit_rate",
+    "reuse": "row,trace,overlap_8,uniform_8,median_reuse",
+    "overlap": "row,trace,window,overlap",
+}
+"""Table -> the columns that other tools read."""
 
 
 def problems(selection: Selection, results: Path) -> Iterator[str]:
     """Yield what is wrong with a study's outputs in the folder `results`, one line each."""
     for row in selection.rows:
-        for protocol in ("prompts", "random", "parity"):
+        for protocol in selection.protocols(row):
             yield from _run(results / "runs" / f"{row}.{protocol}.jsonl", selection.study)
     for name, columns in TABLES.items():
         yield from _table(results / "tables" / f"{name}.csv", columns.split(","))
+    if traced := [row for row in selection.rows if "locality" in selection.protocols(row)]:
+        yield from _locality(results, traced)
     yield from _parity(results / "tables" / "parity.csv", selection.rows)
     yield from _speedups(results / "tables" / "main.csv", selection.rows)
     figures = sorted((results / "figures").glob("*.*"))
@@ -36,13 +45,16 @@ def problems(selection: Selection, results: Path) -> Iterator[str]:
 
 def _run(path: Path, study: Study) -> Iterator[str]:
     """Yield arms without records."""
-    records = read_records(path) if path.is_file() else []
+    records = read_records_or_failure(path) if path.is_file() else []
+    if isinstance(records, Failure):
+        yield f"{path}: {records.row} failed at {records.reason}"
+        return
     if not records:
         yield f"{path}: missing or empty"
         return
     model = records[0].model
-    arms = study.expand_arms(model.n_expert, model.n_expert_used)
-    if records[0].protocol == "parity":  # an arm without a cache is compared with nothing
+    arms = study.expand_arms(records[0].row, model.n_expert, model.n_expert_used)
+    if records[0].protocol in ("parity", "locality"):  # one arm without a cache is enough there
         arms = {name: arm for name, arm in arms.items() if arm.expert_cache != "off"}
     if missing := set(arms).difference(record.arm for record in records):
         yield f"{path}: no record of {', '.join(sorted(missing))}"
@@ -53,11 +65,30 @@ def _table(path: Path, columns: list[str]) -> Iterator[str]:
     for form in (path, path.with_suffix(".md"), path.with_suffix(".tex")):
         if not form.is_file() or form.stat().st_size == 0:
             yield f"{form}: missing or empty"
+    yield from _filled(path, columns)
+
+
+def _filled(path: Path, columns: list[str]) -> Iterator[str]:
+    """Yield a table without rows, and columns it lacks."""
     rows = _rows(path)
     if not rows:
-        yield f"{path}: no rows"
+        yield f"{path}: missing or no rows"
     elif missing := [column for column in columns if column not in rows[0]]:
         yield f"{path}: no column {', '.join(missing)}"
+
+
+def _locality(results: Path, rows: Iterable[str]) -> Iterator[str]:
+    """Yield what is missing of the locality study."""
+    for name, columns in LOCALITY_TABLES.items():
+        yield from _filled(results / "tables" / f"{name}.csv", columns.split(","))
+    path = results / "tables" / "locality.csv"
+    seen = {(line["row"], line["trace"]) for line in _rows(path)}
+    for row in rows:
+        for trace in INPUTS:
+            file = results / "traces" / f"{row}.{trace}.npy"
+            yield from _document(file)
+            if (row, trace) not in seen:
+                yield f"{path}: no row {row} with trace {trace}"
 
 
 def _parity(path: Path, names: Iterable[str]) -> Iterator[str]:
@@ -74,9 +105,11 @@ def _parity(path: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def _speedups(path: Path, names: Iterable[str]) -> Iterator[str]:
-    """Yield rows whose evidence is only functional and that claim a speed-up all the same."""
+    """Yield failed rows, and rows of functional evidence that claim a speed-up all the same."""
     rows = _rows(path)
     for row in rows:
+        if row.get("outcome") == "failed":
+            yield f"{path}: {row['row']} failed at {row['reason']}"
         if row["evidence"] == "functional" and (row["speedup"] or row["speedup_lo"]):
             yield f"{path}: {row['row']} claims a speed-up on the CPU back end"
     for name in sorted(set(names).difference(row["row"] for row in rows)):
@@ -102,12 +135,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec verify`."""
     parser = sub.add_parser("verify", help="check that a study's outputs are complete")
-    parser.add_argument("study", nargs="?", default=DEFAULT_STUDY)
-    parser.set_defaults(run=lambda options: _verify(options.study))
+    add_study_arguments(parser)
+    parser.set_defaults(run=lambda options: _verify(select_study(options)))
 
 
-def _verify(study: str) -> None:
-    if found := list(problems(select({"study": study}), RESULTS / study)):
+def _verify(selection: Selection) -> None:
+    study = selection.study.name
+    if found := list(problems(selection, RESULTS / study)):
         hint = f"make all, or: snakemake --cores all all --config study={study}"
         raise TecError("the outputs are not complete\n" + "\n".join(found), RESULTS / study, hint)
     print(f"{study}: all outputs are there and complete, parity passed")
