@@ -13,7 +13,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from tec import outcome as failures
-from tec import paths, run_lock
+from tec import outdated, paths, run_lock
 from tec.config import TARGETS
 from tec.errors import TecError
 from tec.patches import load_series
@@ -49,6 +49,17 @@ if "machine" not in workflow.global_resources:
         "workflow/profiles (if it is missing or a plain file: ln -sfn workflow/profiles profiles)"
     )
 WHOLE_MACHINE = workflow.global_resources["machine"].value
+
+
+def checked(check, *asked):
+    """End the program with one message where a check finds that what was asked for cannot be.
+
+    For functions of wildcards, whose exceptions Snakemake wraps in a traceback.
+    """
+    try:
+        check(*asked)
+    except TecError as error:
+        sys.exit(f"error: {error}")
 
 
 wildcard_constraints:

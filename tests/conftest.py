@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tec import machine_lock, paths, source, steps
+from tec import machine_lock, outcome, paths, source, steps
 from tec.build import Manifest, load_manifest
 from tec.errors import TecError
 
@@ -37,6 +37,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the machine's lock and the scratch files of other runs out of a test."""
     monkeypatch.setattr(machine_lock, "lock_path", lambda: tmp_path / "machine.lock")
     monkeypatch.setattr(steps, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(outcome, "STOPPED", tmp_path / "stopped.json")
 
 
 @pytest.fixture

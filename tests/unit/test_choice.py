@@ -96,6 +96,14 @@ def test_comparisons_keep_their_reference(
     assert list(everything.narrow(arms)) == list(arms)
 
 
+def test_arm_named_like_one_of_a_sweep_is_none(tmp_path: Path) -> None:
+    arms = {"off": {}, "big-c8": {"expert_cache": 8}, "cached": {"expert_cache": "sweep"}}
+    study = make_study(tmp_path, arms=arms)
+    expanded = study.expand_arms("toy", N_EXPERT, N_EXPERT_USED)
+    assert "big" not in Choice().known(expanded)
+    assert list(choose(capacities=5).narrow(expanded)) == ["off", "big-c8", "cached-c5"]
+
+
 def test_row_takes_what_it_has_of_the_choice(arms: dict[str, Arm]) -> None:
     assert choose("off,cached-c64").of_row(arms).arms == ("off",)
 

@@ -33,10 +33,12 @@ def test_tec_error_is_one_message_and_exit_2(capsys: pytest.CaptureFixture[str])
             "the disk or your quota on it is full",
         ),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/results"), 2, "your quota"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: Permission denied (/x)\n"),
+        (ConnectionResetError(), 2, "error: ConnectionResetError\n"),
         (KeyboardInterrupt(), 130, "run the same command again"),
     ],
 )
-def test_full_disk_and_interrupt_are_explained(
+def test_errors_of_the_system_and_interrupt_are_explained(
     raised: BaseException,
     status: int,
     message: str,

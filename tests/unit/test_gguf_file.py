@@ -62,6 +62,21 @@ def test_a_split_model_has_the_geometry_of_the_whole(moe: Path, tmp_path: Path) 
     assert read_geometry(first) == read_geometry(moe)
 
 
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_another_number_of_files_than_the_row_names(tmp_path: Path, difference: int) -> None:
+    parts = write_split_moe(tmp_path / "moe.gguf")
+    assert read_geometry(parts[0], len(parts)).n_expert == N_EXPERT
+    named = len(parts) + difference
+    with pytest.raises(TecError, match=f"files is {len(parts)}, but its row names {named}"):
+        read_geometry(parts[0], named)
+
+
+def test_a_whole_model_of_which_the_row_names_two_files(moe: Path) -> None:
+    assert read_geometry(moe, 1).n_expert == N_EXPERT
+    with pytest.raises(TecError, match="files is 1, but its row names 2"):
+        read_geometry(moe, 2)
+
+
 @pytest.mark.parametrize("number", [1, -1])
 def test_a_missing_part_is_named(tmp_path: Path, number: int) -> None:
     parts = write_split_moe(tmp_path / "moe.gguf")

@@ -358,6 +358,29 @@ def test_a_part_that_does_not_belong_is_found_out(machine: Machine) -> None:
     assert machine.cached().read_bytes() == content()
 
 
+def test_a_users_own_file_behind_the_caches_name_is_left_alone(machine: Machine) -> None:
+    pin(machine)
+    own = machine.local_file(content(5)) / "somewhere" / FILE
+    machine.cached().parent.mkdir(parents=True)
+    machine.cached().symlink_to(own)
+    outcome = machine.run("fetch", ROW)
+    assert outcome.status == 0
+    assert f"has SHA-256 {sha256(content(5))}" in outcome.err
+    assert own.read_bytes() == content(5)
+    assert machine.cached().read_bytes() == content()
+    assert machine.blobs() == [sha256(content())]
+
+
+def test_more_bytes_than_announced_stop_the_fetch(machine: Machine) -> None:
+    machine.hub.repos[REPO].announced[FILE] = 1000
+    outcome = machine.run("fetch", ROW)
+    assert outcome.status == 2
+    assert f"more than the 1000 bytes of {FILE} arrive" in outcome.err
+    assert len(machine.hub.requests("file")) == 1
+    assert nothing_looks_whole(machine)
+    assert all(path.stat().st_size <= 1000 for path in (machine.repo_cache / "blobs").iterdir())
+
+
 def test_the_token_is_shown_to_the_hub_only(machine: Machine) -> None:
     machine.variables |= {"HF_TOKEN": "hf_of_a_test"}
     assert machine.run("fetch", ROW).status == 0

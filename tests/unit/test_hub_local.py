@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hub_demo import pin
-from hub_machine import FILE, REPO, ROW, SIZE, Machine, content, sha256
+from hub_machine import COMMIT, FILE, REPO, ROW, SIZE, Machine, content, sha256
 from loopback_hub import Trouble, running
 
 NOBODY = "http://127.0.0.1:9"
@@ -93,6 +93,17 @@ def test_the_file_of_the_pinned_size_is_taken(machine: Machine, own: Path) -> No
     assert str(own / "somewhere" / FILE) in outcome.out
 
 
+def test_of_files_of_the_pinned_size_the_right_one_is_taken(machine: Machine, own: Path) -> None:
+    pin(machine)
+    for folder, data in (("a-wrong-one", content(5)), ("z-wrong-one", content(6))):
+        other = own / folder / FILE
+        other.parent.mkdir()
+        other.write_bytes(data)
+    outcome = machine.run("fetch", ROW, "--from", str(own))
+    assert outcome.status == 0
+    assert str(own / "somewhere" / FILE) in outcome.out
+
+
 @pytest.mark.parametrize("variables", [{"HF_ENDPOINT": NOBODY}, {"HF_HUB_OFFLINE": "1"}])
 def test_an_unpinned_file_needs_the_hub(
     machine: Machine, own: Path, variables: dict[str, str]
@@ -124,6 +135,16 @@ def test_a_locally_pinned_file_cannot_be_fetched(machine: Machine, own: Path) ->
     assert not machine.hub.log
     assert machine.run("fetch", ROW, "--repin").status == 0
     assert machine.lock()[ROW]["commit"] is not None
+
+
+def test_a_locally_pinned_file_gets_no_place_in_the_cache(machine: Machine, own: Path) -> None:
+    assert machine.run("fetch", ROW).status == 0  # so that the cache has its bytes
+    machine.run("fetch", ROW, "--from", str(own), "--pin-local")
+    outcome = machine.run("fetch", ROW)
+    assert outcome.status == 2
+    assert "pinned to a local file, which is not here" in outcome.err
+    assert "0 of 1 in the cache" in machine.run("fetch", "--list", ROW).out
+    assert [path.name for path in (machine.repo_cache / "snapshots").iterdir()] == [COMMIT]
 
 
 def test_pinning_locally_needs_a_local_file(machine: Machine) -> None:
@@ -170,6 +191,9 @@ def test_a_row_that_is_a_file_has_nothing_to_fetch(machine: Machine) -> None:
     outcome = machine.run("fetch", "own")
     assert outcome.status == 2
     assert "nothing to fetch" in outcome.err
+    listed = machine.run("fetch", "--list", "own")
+    assert listed.status == 0
+    assert listed.out == "own: own.gguf, a file of the repository; nothing to fetch\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("unknown",), (ROW, "--jobs", "0")])

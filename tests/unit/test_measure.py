@@ -301,7 +301,7 @@ class TestCommand:
         kept.chmod(0o644)
         kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:-1]))
         assert self.run(tmp_path) == 2
-        assert "14 records, which are not one for each of 15" in capsys.readouterr().err
+        assert "14 records, which are not one for each of these 15" in capsys.readouterr().err
         assert len(read_records(kept)) == 14
 
     def test_failure_becomes_the_outcome_where_asked_for(
@@ -353,6 +353,35 @@ def test_locality_records_each_inputs_routing_once_and_counts_at_every_capacity(
         assert ("trace_sha256" in record.result) == (record.arm == "off")
         if record.arm == "off":
             assert record.result["trace_sha256"] == sha256_file(trace)
+
+
+def test_counts_that_the_trace_does_not_predict_are_the_rows_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(
+        tmp_path,
+        protocols={
+            "prompts": {"n_gen": 8, "rounds": 1, "threads": 1, "ctx": 64},
+            "locality": {"tokens": 9, "threads": 1},
+        },
+    )
+    monkeypatch.setattr(measure_module, "load_study", lambda _: study)
+    monkeypatch.setattr(measure_module, "load_row", lambda _: make_row(tmp_path))
+    (tmp_path / "build.json").write_text(install(tmp_path / "bin").model_dump_json())
+    (tmp_path / "model.json").write_text(make_model(tmp_path).model_dump_json())
+    write_moe(tmp_path / "toy.gguf")
+    paths = {"build": "build.json", "model": "model.json", "kept": "kept", "log": "log"}
+    paths |= {"out": "out.jsonl", "traces": "traces"}
+    words = [word for name, file in paths.items() for word in (f"--{name}", str(tmp_path / file))]
+    assert main(["measure", "locality", "fake", "toy", *words]) == 2
+    assert "at token 0 the trace predicts 4 LRU hits" in capsys.readouterr().err
+    assert not (tmp_path / "traces").exists()
+    shutil.rmtree(tmp_path / "kept")
+    fake_tools.set_faults(tmp_path / "bin", all_hits="--forced")  # what its trace predicts
+    assert main(["measure", "locality", "fake", "toy", *words]) == 0
+    assert {path.name for path in (tmp_path / "traces").iterdir()} == {
+        f"toy.{name}.npy" for name in INPUTS
+    }
 
 
 def test_protocol_that_is_not_in_the_study_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import pytest
 from gguf import GGUFReader
 
 from fake_tools import install
-from tec import miniature, miniature_check
+from tec import miniature, miniature_check, miniature_key
 from tec.build import Manifest
 from tec.config import Row
 from tec.errors import TecError
+from tec.files import sha256_file
+from tec.locality import summarise
 from tec.miniature_file import list_tensors, write_keys
+from tec.miniature_key import recipe_key, recipe_settings
 from tec.miniature_weights import Tensor, generate, stored_as
 from tec.process import Finished
 from tec.records import Process
 from tec.routing_summary import RoutingSummary
+from tec.routing_trace import RoutingTrace
 
 KEYS = {"block_count": 2, "expert_count": 8, "expert_used_count": 2}
 SHAPE = {"arch": "llama", "n_layer": 2, "n_moe_layers": 2, "n_expert": 8, "n_expert_used": 2}
@@ -69,19 +74,141 @@ def routing(next_token: float) -> RoutingSummary:
     ],
 )
 def test_whatever_decides_the_bytes_changes_the_key(build: Manifest, changed: Row) -> None:
-    assert miniature.recipe_key(changed, build) != miniature.recipe_key(row(), build)
+    assert recipe_settings(changed) != recipe_settings(row())
+    assert recipe_key(changed, build) != recipe_key(row(), build)
 
 
-@pytest.mark.parametrize("field", ["digest", "series_hash"])
-def test_another_engine_changes_the_key(build: Manifest, field: str) -> None:
-    other = build.model_copy(update={field: "0" * 64})
-    assert miniature.recipe_key(row(), other) != miniature.recipe_key(row(), build)
+def test_other_prompts_change_the_key(build: Manifest, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("{}\n")
+    assert recipe_settings(tiny(prompts=prompts)) != recipe_settings(row())
+    assert recipe_key(tiny(prompts=prompts), build) != recipe_key(row(), build)
 
 
-def test_what_decides_no_byte_keeps_the_key(build: Manifest) -> None:
-    other = build.model_copy(update={"seconds": 99.0, "bin_dir": Path("/elsewhere")})
-    changed = tiny(prompts=Path("other.jsonl"))
-    assert miniature.recipe_key(changed, other) == miniature.recipe_key(row(), build)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("digest", "0" * 64),
+        ("series_hash", "0" * 64),
+        ("compiler", "another 1.0"),
+        ("cuda", "another 1.0"),
+        ("cmake_args", ["-DGGML_NATIVE=OFF"]),
+    ],
+)
+def test_another_engine_changes_the_key(build: Manifest, field: str, value: object) -> None:
+    other = build.model_copy(update={field: value})
+    assert recipe_key(row(), other) != recipe_key(row(), build)
+
+
+def test_what_decides_nothing_keeps_the_key(build: Manifest) -> None:
+    arguments = [*build.cmake_args, "-DCMAKE_CUDA_COMPILER=/elsewhere/nvcc"]
+    update = {"seconds": 99.0, "bin_dir": Path("/elsewhere"), "cmake_args": arguments}
+    other = build.model_copy(update=update)
+    source = {"repo": "acme/other", "files": ["other.gguf"]}
+    changed = tiny(source=row().source.model_copy(update=source))
+    assert recipe_key(changed, other) == recipe_key(row(), build)
+
+
+@pytest.fixture
+def settings_with(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that hashes the row's settings with one attribute of the module changed."""
+
+    def run(name: str, value: object) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(miniature_key, name, value)
+            patch.setattr(miniature_key, "_shared", miniature_key._shared.__wrapped__)
+            return recipe_settings(row())
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["TOKENIZER", "TEXT"])
+def test_another_tokenizer_or_text_changes_the_settings(
+    settings_with: Any, tmp_path: Path, name: str
+) -> None:
+    other, missing = tmp_path / "other", tmp_path / "missing"
+    other.write_text("other")
+    found = {settings_with(name, other), settings_with(name, missing), recipe_settings(row())}
+    assert len(found) == 3
+
+
+def test_another_version_of_a_library_changes_the_settings(settings_with: Any) -> None:
+    for library in ("numpy", "gguf"):
+        found = settings_with(
+            "version", lambda name, new=library: "9" if name == new else version(name)
+        )
+        assert found != recipe_settings(row())
+
+
+@pytest.mark.parametrize(
+    "module", ["miniature_weights", "miniature_file", "locality", "locality_kernels", "rtrace"]
+)
+def test_an_edit_of_what_makes_or_measures_it_changes_the_settings(
+    settings_with: Any, module: str
+) -> None:
+    def edited(path: Path) -> str:
+        return "edited" if path.stem == module else sha256_file(path)
+
+    assert settings_with("sha256_file", edited) != recipe_settings(row())
+
+
+def test_a_row_without_a_recipe_has_settings_too() -> None:
+    found = [tiny(miniature=None), tiny(shape=None), tiny(prompts=Path("missing.jsonl")), row()]
+    assert len({recipe_settings(one) for one in found}) == len(found)
+
+
+def test_nothing_is_beside_the_miniature_before_it_is_complete(
+    build: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run leaves what it wrote where the next one looks."""
+    before: list[str] = []
+
+    def quantize(_: object, source: Path, target: Path, *__: object) -> None:
+        target.write_bytes(source.read_bytes())
+
+    def check(_: object, path: Path, *__: object) -> RoutingSummary:
+        before.extend(file.name for file in tmp_path.rglob("*.gguf") if file.parent == tmp_path)
+        assert path.parent == tmp_path / ".tiny"
+        return routing(0.4)
+
+    tensors = [Tensor("blk.0.ffn_up_exps.weight", (32, 32, 8))]
+    monkeypatch.setattr(miniature, "list_tensors", lambda *_: tensors)
+    monkeypatch.setattr(miniature, "quantize", quantize)
+    monkeypatch.setattr(miniature, "check", check)
+    path = miniature.make(row(), build, tmp_path)
+    assert before == []
+    statistics = miniature.routing_file(path).read_text()
+    assert RoutingSummary.model_validate_json(statistics) == routing(0.4)
+    assert not (tmp_path / ".tiny").exists()
+    left = {file.name for file in tmp_path.iterdir()} - {"bin", ".tiny.lock"}
+    assert left == {path.name, miniature.routing_file(path).name}
+
+
+def test_skew_alone_reuses_no_more_than_independent_tokens() -> None:
+    """Of 8 experts half are wanted: in blocks, by turns, or at random; as often each."""
+    blocks = np.repeat(np.arange(4, dtype=np.int32), 500)
+    shuffled = np.random.default_rng(1).permutation(blocks)
+    by_turns = np.tile(np.arange(4, dtype=np.int32), 500)
+    found = [
+        summarise(RoutingTrace(ids.reshape(-1, 1, 1), 8)) for ids in (blocks, shuffled, by_turns)
+    ]
+    assert [one.next_token_independent for one in found] == [pytest.approx(0.25)] * 3
+    expected = np.array([1, 0.25, 0])
+    assert [one.next_token for one in found] == pytest.approx(expected, abs=0.05)
+
+
+def test_independent_tokens_are_compared_layer_by_layer() -> None:
+    """One layer always selects the same two experts, the other all four pairs of neighbours."""
+    fixed = np.tile(np.array([[0, 1]], dtype=np.int32), (100, 1))
+    first = np.tile(np.arange(4, dtype=np.int32), 25)
+    turning = np.stack([first, (first + 1) % 4], axis=1)
+    found = summarise(RoutingTrace(np.stack([fixed, turning], axis=1), 4))
+    assert found.next_token_independent == pytest.approx((1 + 0.5) / 2)
+
+
+def test_records_from_before_the_comparison_load() -> None:
+    earlier = routing(0.4).model_dump_json(exclude={"next_token_independent"})
+    assert RoutingSummary.model_validate_json(earlier) == routing(0.4)
 
 
 @pytest.mark.parametrize(

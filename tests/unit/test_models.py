@@ -5,7 +5,7 @@ import pytest
 
 from gguf_files import N_EXPERT, N_EXPERT_USED, N_LAYER, write_dense, write_moe, write_split_moe
 from hub_machine import sha256
-from tec import hub, miniature, models, paths
+from tec import hub, hub_links, miniature, models, paths
 from tec.build import Manifest
 from tec.cli import main
 from tec.config import Row
@@ -43,6 +43,12 @@ def hub_row(**more: Any) -> Row:
     source = {"kind": "hub", "repo": "acme/tiny", "files": ["tiny.gguf"]}
     content = {"name": "tiny", "title": "Tiny", "source": source, "prompts": "p.jsonl", **more}
     return Row.model_validate(content)
+
+
+def described(files: list[Path]) -> list[Part]:
+    return [
+        Part(path=str(file), bytes=file.stat().st_size, sha256=sha256_file(file)) for file in files
+    ]
 
 
 BUILD = Manifest(
@@ -101,19 +107,46 @@ def test_unresolved_model_says_what_to_run(tmp_path: Path) -> None:
         read_model(tmp_path / "qwen3.5-35b.miniature.json")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"row": "tiny", "n_expert": 16}'])
+def test_a_record_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes) -> None:
+    record = tmp_path / "tiny.full.json"
+    record.write_bytes(content)
+    with pytest.raises(TecError, match="damaged or of an older layout") as caught:
+        read_model(record)
+    assert caught.value.where == record
+    assert "delete it and run again" in str(caught.value)
+
+
 def test_a_split_model_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = write_split_moe(tmp_path / "tiny.gguf")
-    parts = [
-        Part(path=str(file), bytes=file.stat().st_size, sha256=sha256_file(file)) for file in files
-    ]
+    root = tmp_path / "root"
+    for module in (models, paths):
+        monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(hub_links, "MODEL_FILES", root / "cache" / "files")
+    home = tmp_path / "home"
+    home.mkdir()
+    files = write_split_moe(home / "tiny.gguf")
+    parts = described(files)
     monkeypatch.setattr(hub, "fetch", lambda _: parts)
     model = resolve_model(hub_row(shape=SHAPE))
     lines = "".join(f"{part.sha256}  {Path(part.path).name}\n" for part in parts)
-    assert model.parts == tuple(parts)
-    assert model.path == str(files[0])
+    assert [part.path for part in model.parts] == [
+        f"cache/files/tiny/{file.name}" for file in files
+    ]
+    assert [(root / part.path).resolve() for part in model.parts] == files
+    assert [part.sha256 for part in model.parts] == [part.sha256 for part in parts]
+    assert model.path == model.parts[0].path
+    assert str(home) not in model.model_dump_json()
     assert model.bytes == sum(file.stat().st_size for file in files)
     assert model.sha256 == sha256(lines.encode())
     assert model.n_params == read_geometry(write_moe(tmp_path / "whole.gguf")).n_params
+    # the same record when the files have moved
+    moved = home.rename(tmp_path / "moved")
+    monkeypatch.setattr(hub, "fetch", lambda _: described([moved / file.name for file in files]))
+    assert resolve_model(hub_row(shape=SHAPE)) == model
+    # and a row that names too few of them
+    monkeypatch.setattr(hub, "fetch", lambda _: described([moved / files[0].name]))
+    with pytest.raises(TecError, match=f"files is {len(files)}, but its row names 1"):
+        resolve_model(hub_row(shape=SHAPE))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tec import outcome
 from tec.cli import main
 from tec.errors import RunError, TecError
 from tec.outcome import (
@@ -21,6 +22,14 @@ from tec.paths import ROOT
 from tec.records import Verdict
 
 BROKEN = TecError("the model file is corrupt", ROOT / "models" / "toy.gguf", "restore it")
+
+
+@pytest.fixture(autouse=True)
+def stopped(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where word is left that a run cannot go on."""
+    file = tmp_path_factory.mktemp("cache") / "stopped.json"
+    monkeypatch.setattr(outcome, "STOPPED", file)
+    return file
 
 
 def run(
@@ -88,6 +97,57 @@ def test_later_stages_hand_the_first_failure_on(
     with pytest.raises(TecError, match="row toy failed at model: no such file") as caught:
         run(tmp_path, outcome=False)
     assert caught.value.hint == "fetch it"
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (PermissionError(13, "Permission denied", "/srv/models/a b.gguf"), "'a b.gguf'"),
+        (ValueError("no such head"), "ValueError: no such head"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+    ],
+)
+def test_what_nobody_foresaw_fails_its_row_and_leaves_its_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, what: str
+) -> None:
+    failures = [failure_in(path) for path in run(tmp_path, error)]
+    assert all(failure and failure.what.startswith(type(error).__name__) for failure in failures)
+    assert all(failure and what in failure.what for failure in failures)
+    assert "/srv" not in str(failures)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert str(error) in said
+    with pytest.raises(type(error)):
+        run(tmp_path, error, outcome=False)
+
+
+def test_failure_says_nothing_of_the_machine_and_standard_error_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = TecError(
+        "cannot reach https://user:secret@mirror.local/x (/root/.cache/huggingface/hub)",
+        "https://mirror.local/api",
+        "look into /root/.cache",
+    )
+    failure = failure_in(run(tmp_path, error)[0])
+    assert failure is not None
+    assert failure.what == "cannot reach URL (hub)"
+    assert failure.where is None
+    assert failure.hint == "look into .cache"
+    assert str(error) in capsys.readouterr().err
+
+
+def test_what_stops_a_run_is_told_at_once_by_its_later_jobs(tmp_path: Path, stopped: Path) -> None:
+    taken = RunError("another measurement is running", tmp_path / "lock", "wait")
+    with pytest.raises(RunError):
+        run(tmp_path, taken)
+    with pytest.raises(RunError) as caught:
+        run(tmp_path)
+    assert str(caught.value) == str(taken)
+    assert list(tmp_path.iterdir()) == []
+    run(tmp_path, outcome=False)  # no job of a run
+    stopped.unlink()
+    assert run(tmp_path)[0].read_text() == "whole\n"
 
 
 def _full_disk() -> TecError:

@@ -12,7 +12,7 @@ from tec.cli import main
 from tec.errors import TecError
 from tec.parity import parity_plan
 from tec.records import Record, Verdict, read_records, read_verdicts
-from tec.verdicts import judge
+from tec.verdicts import enforce, judge
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -78,7 +78,10 @@ def test_every_batch_is_judged(tmp_path: Path) -> None:
     assert {batch for arm, check, batch in found if check == "self"} == {1, 2, 4}
     assert [found["cached-c8", "bitwise", batch].verdict for batch in (1, 2, 4)] == ["fail"] * 3
     assert found["cached-c16", "bitwise", 4].verdict == "pass"
-    assert "go past the cache (limit 1)" in found["cached-c2", "bitwise", 2].detail
+    past = found["cached-c2", "bitwise", 2]
+    assert "go past the cache (limit 1)" in past.detail
+    assert past.verdict == "not_run"
+    enforce([v for v in found.values() if v.arm == "cached-c2"])  # decides nothing
     assert found["cached-c2", "ppl", None].verdict == "pass"
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tec.errors import TecError
+from tec.errors import RunError, TecError
 from tec.paths import ROOT
 from tec.process import run_tool
 
@@ -43,6 +43,15 @@ def test_failure_carries_the_tools_last_error(tmp_path: Path, line: str) -> None
         run_tool(python(code), {}, tmp_path / "tool.log")
     assert sys.executable in str(caught.value)
     assert str(tmp_path / "tool.log") in str(caught.value)
+
+
+def test_full_disk_that_a_tool_tells_of_concerns_the_run(tmp_path: Path) -> None:
+    log = tmp_path / "tool.log"
+    with pytest.raises(RunError, match="the disk or your quota on it is full: python"):
+        run_tool(python("raise OSError(28, 'No space left on device')"), {}, log)
+    with pytest.raises(TecError) as caught:
+        run_tool(python("raise OSError(5, 'Input/output error')"), {}, log)
+    assert not isinstance(caught.value, RunError)
 
 
 def test_killed_tool_is_said_to_be_killed(tmp_path: Path) -> None:

@@ -230,3 +230,22 @@ def test_arm_without_the_cache_may_run_on_cuda(configs: Path) -> None:
 def test_shipped_study_is_valid_with_its_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert select({"study": path.stem, "target": "cpu"}).rows
+
+
+def test_protocol_or_miniature_that_a_row_has_not_is_one_message(configs: Path) -> None:
+    selection = select(GIVEN)
+    selection.check_protocol("toy", "random")
+    with pytest.raises(TecError, match="locality is not run for row toy, which has prompts, ran"):
+        selection.check_protocol("toy", "locality")
+    selection.check_variant("toy", "full")
+    with pytest.raises(TecError, match="row toy has no miniature"):
+        selection.check_variant("toy", "miniature")
+
+
+def test_damaged_record_is_left_to_the_row(configs: Path) -> None:
+    use_model(configs)
+    (configs / "records").mkdir()
+    (configs / "records" / "toy.full.json").write_text("{")
+    shape = select(GIVEN).shapes["toy"]
+    assert shape is not None
+    assert shape.n_expert == 16

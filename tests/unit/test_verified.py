@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,32 @@ def test_a_changed_file_is_read_again(tmp_path: Path, ticks: list[int]) -> None:
         new.replace(file)
         assert sha256_of(file, lambda: ticks.append(1)) == sha256(data)
     assert len(ticks) == 3
+
+
+def test_a_modification_time_that_is_set_back_hides_nothing(
+    tmp_path: Path, ticks: list[int]
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    before = file.stat()
+    sha256_of(file, lambda: ticks.append(1))
+    file.write_bytes(b"CONTENT")  # as long, in the same inode
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sha256_of(file, lambda: ticks.append(1)) == sha256(b"CONTENT")
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    tmp_path: Path, record: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+
+    def write() -> None:
+        file.write_bytes(b"another one")
+
+    sha256_of(file, write)
+    assert not record.exists()
+    assert sha256_of(file, lambda: None) == sha256(b"another one")
 
 
 def test_a_link_stands_for_its_file(tmp_path: Path, ticks: list[int]) -> None:

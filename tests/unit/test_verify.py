@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -47,6 +48,57 @@ def fail_parity(results: Path) -> None:
     file.write_text(file.read_text().replace(",bitwise,pass,", ",bitwise,fail,"))
 
 
+def not_run(results: Path) -> None:
+    file = results / "tables" / "parity.csv"
+    file.write_text(file.read_text().replace(",self,pass,", ",self,not_run,"))
+
+
+Line = tuple[str, str, str]
+"""Arm, verdict and detail of a bitwise check."""
+PAST_IT: Line = ("cached-c2", "not_run", "equal; steps of 4 tokens go past the cache (limit 1)")
+SERVED: Line = ("cached-c8", "pass", "equal; 12 experts copied into slots")
+RESIDENT: Line = ("cached-c16", "pass", "equal; 0 experts copied into slots")
+
+
+@pytest.mark.parametrize(
+    ("batch", "lines", "found"),
+    [
+        (4, [PAST_IT, SERVED], []),
+        (4, [PAST_IT, RESIDENT], ["toy cached-c2 bitwise not_run: equal; steps of 4"]),
+        (
+            4,
+            [PAST_IT],
+            ["toy cached-c2 bitwise not_run", "no passed verdict 'bitwise' for batch 4"],
+        ),
+        (9, [PAST_IT], []),  # 9 x 2 experts never fit into 16 slots
+        (9, [("cached-c2", "not_run", "equal, but nothing was checked")], ["not_run", "batch 9"]),
+        (4, [], ["toy has no passed verdict 'bitwise' for batch 4"]),
+    ],
+)
+def test_steps_past_the_cache_need_a_capacity_that_serves_them(
+    tmp_path: Path, results: Path, batch: int, lines: list[Line], found: list[str]
+) -> None:
+    parity = {**make_study(tmp_path).parity.model_dump(), "batches": [1, batch]}
+    wanted = Selection(
+        make_study(tmp_path, parity=parity), {"toy": make_row(tmp_path)}, target="cpu"
+    )
+    file = results / "tables" / "parity.csv"
+    with file.open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    first = next(row for row in rows if row["check"] == "self")
+    rows.append({**first, "batch": str(batch)})
+    for arm, verdict, detail in lines:
+        changes = {"arm": arm, "verdict": verdict, "detail": detail, "batch": str(batch)}
+        rows.append({**first, "check": "bitwise", **changes})
+    with file.open("w", newline="") as table:
+        writer = csv.DictWriter(table, list(first))
+        writer.writeheader()
+        writer.writerows(rows)
+    problem = [line for line in problems(wanted, results) if "parity.csv" in line]
+    assert len(problem) == len(found)
+    assert all(part in line for part, line in zip(found, problem, strict=True))
+
+
 def claim_speedup(results: Path) -> None:
     file = results / "tables" / "main.csv"
     header, values = (line.split(",") for line in file.read_text().splitlines())
@@ -59,6 +111,7 @@ def claim_speedup(results: Path) -> None:
     [
         (cut_records, "toy.prompts.jsonl: no record of cached-c8"),
         (fail_parity, "toy cached-c8 bitwise failed"),
+        (not_run, "toy off self not_run"),
         (claim_speedup, "toy claims a speed-up on the CPU back end"),
         (lambda results: (results / "tables" / "main.tex").unlink(), "main.tex: missing or empty"),
         (lambda results: (results / "runs" / "toy.random.jsonl").unlink(), "random.jsonl: missing"),

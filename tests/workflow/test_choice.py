@@ -25,7 +25,8 @@ def arms(repository: Path, file: str) -> set[str]:
 
 
 def test_command_line_narrows_and_the_whole_is_kept(repository: Path) -> None:
-    assert run(repository, RUN)[0] == 0
+    status, said = run(repository, RUN)
+    assert status == 0, said
     before = len(fake_tools.calls(repository.parent / "bin"))
     narrow = ("--config", "arms=off,cached", "capacities=5,8")
     status, said = run(repository, RUN, PARITY, *narrow)
@@ -56,11 +57,13 @@ def test_one_arm_by_its_file(repository: Path) -> None:
     ("arguments", "message"),
     [
         (["results/fake/arms/toy.prompts.cached-c9.jsonl"], "unknown arm 'cached-c9' (row toy)"),
+        (["results/fake/runs/toy.locality.jsonl"], "locality is not run for row toy, which has"),
+        ([".cache/models/toy.miniature.json"], "row toy has no miniature"),
         ([RUN, "--config", "arms=cachd"], "unknown arm 'cachd'"),
         ([RUN, "--config", "capacities=17"], "row toy cannot have 17 slots per layer"),
     ],
 )
-def test_unknown_arm_or_capacity_is_one_clear_error(
+def test_what_the_study_has_not_is_one_clear_error(
     repository: Path, arguments: list[str], message: str
 ) -> None:
     status, said = run(repository, *arguments)
@@ -68,3 +71,23 @@ def test_unknown_arm_or_capacity_is_one_clear_error(
     assert message in said
     assert "next: " in said
     assert "Traceback" not in said
+
+
+def test_documents_that_a_narrow_run_does_not_make_are_removed(repository: Path) -> None:
+    results = repository / "results" / "fake"
+    whole = [results / name for name in ("figures/hit-rate.svg", "paper.pdf", "tables/reuse.md")]
+    own = results / "figures" / "mine.svg"
+    for path in (*whole, own):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of the whole study")
+    narrow = ("--config", "arms=off", "capacities=8")
+    tables = "results/fake/tables/main.csv"
+    for arguments in ([RUN, *narrow], [tables, "--dry-run", *narrow]):
+        status, said = run(repository, *arguments)
+        assert status == 0, said
+        assert all(path.exists() for path in whole)
+    status, said = run(repository, tables, *narrow)
+    assert status == 0, said
+    assert "hit-rate.svg, paper.pdf, tables/reuse.md" in said
+    assert not any(path.exists() for path in whole)
+    assert own.exists()

@@ -114,6 +114,15 @@ def test_replayed_routing_is_the_one_given_in_every_arm(bench: Bench, tmp_path: 
         assert run["prompts"][0]["logits_hash"] == off["prompts"][0]["logits_hash"]
 
 
+def test_replay_follows_one_prompt(bench: Bench, tmp_path: Path) -> None:
+    routing = random_routing(tmp_path / "random.npy")
+    prompts = [{"id": "one", "text": TEXT}, {"id": "two", "text": TEXT}]
+    done = bench(prompts, "--forced", "-n", 8, "--replay", routing)
+    assert done.returncode == 1
+    assert "there are 2: set --first 1" in done.stderr
+    lines(bench(prompts, "--forced", "-n", 8, "--replay", routing, "--first", 1))
+
+
 def test_replaying_a_recorded_trace_changes_nothing(bench: Bench, tmp_path: Path) -> None:
     prompts, words = text()
     (own,) = lines(bench(prompts, *words, "--trace-out", tmp_path / "trace.npy"))
@@ -167,6 +176,24 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def with_header(path: Path, header: str, content: bytes = b"") -> None:
+    size = len(header).to_bytes(2, "little")
+    path.write_bytes(b"\x93NUMPY\x01\x00" + size + header.encode() + content)
+
+
+def pad_header(path: Path) -> None:
+    """Write a header as long as the format allows."""
+    header = "{'descr': '<i4', 'fortran_order': False, 'shape': (60, 2, 2), }"
+    with_header(path, header + "x" + " " * (65_000 - len(header)), bytes(960))
+
+
+def huge(path: Path) -> None:
+    """Write a header whose product overflows 64 bits to 0."""
+    with_header(
+        path, "{'descr': '<i4', 'fortran_order': False, 'shape': (68719476736, 16384, 16384), }"
+    )
+
+
 def rewrite(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return lambda path: np.save(path, change(np.load(path)))
 
@@ -174,12 +201,16 @@ def rewrite(change: Callable[[Any], Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "956 bytes of routing, its header promises 960"),
+        (cut, "956 bytes of routing, not those of 60 steps, 2 layers and 2 experts"),
         (rewrite(lambda t: t[:, :1]), "1 layers and 2 experts per token does not fit the model"),
         (rewrite(lambda t: t + 15), "routing of token 0, layer 0: not 2 different experts"),
         (rewrite(lambda t: t * 0), "routing of token 0, layer 0: not 2 different experts"),
         (rewrite(lambda t: t.astype("<i8")), "is no routing trace"),
         (rewrite(np.asfortranarray), "is no routing trace"),
+        (rewrite(lambda t: t[:0]), "0 bytes of routing, not those of 0 steps"),
+        (rewrite(lambda t: t[:9]), "it has 9 steps, 60 tokens are to be decoded"),
+        (pad_header, "is no routing trace"),
+        (huge, "0 bytes of routing, not those of 68719476736 steps"),
         (lambda path: path.write_text("not a trace"), "is no .npy file"),
         (Path.unlink, "cannot read the routing trace"),
     ],
@@ -197,12 +228,20 @@ def test_bad_traces_are_refused(
 
 
 @pytest.mark.parametrize(
-    "words", [("--replay", "x.npy"), ("--forced", "--parallel", "2"), ("--parallel", "1,0")]
+    "words",
+    [
+        ("--replay", "x.npy"),
+        ("--forced", "--parallel", "2"),
+        ("--parallel", "1,0"),
+        ("--parallel", "4", "-b", "2"),
+        ("--trace-out", "same", "-o", "same"),
+        ("--trace-out", "one-token.npy", "-n", "1"),
+    ],
 )
 def test_arguments_that_make_no_sense_are_refused(bench: Bench, words: tuple[str, ...]) -> None:
     done = bench([{"id": "a", "text": TEXT}], "-n", 4, *words)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --")
+    assert "error: --" in done.stderr
 
 
 def test_trace_of_a_run_that_fails_is_not_left_behind(bench: Bench, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import fake_tools
 from fake_repository import make_repository, run
@@ -163,3 +165,38 @@ def test_failures_of_a_killed_run_are_tried_again(lone: Path) -> None:
     assert status == 0, said
     assert failure_in(lone / RUN) is None
     assert measured(lone)["broken"] == 2 * 2
+
+
+def test_what_concerns_the_whole_run_stops_its_other_jobs_at_once(repository: Path) -> None:
+    mend(repository)
+    tool = repository.parent / "bin" / "llama-expert-bench"
+    ran = repository.parent / "ran"
+    whole = tool.with_name("whole")
+    tool.rename(whole)
+    tool.write_text(f"#!/bin/sh\necho >> {ran}\necho 'No space left on device' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    status, said = run(repository, OUTCOME)
+    assert status != 0
+    assert ran.read_text().count("\n") == 1
+    assert said.count("the disk or your quota on it is full: llama-expert-bench") > 1
+    assert "failed; the others" not in said
+    assert failure_files(repository) == []
+
+    whole.rename(tool)
+    status, said = run(repository, OUTCOME)
+    assert status == 0, said
+
+
+def test_lock_that_does_not_fit_fails_its_row_alone(lone: Path) -> None:
+    file = lone / "configs" / "models" / "broken.yaml"
+    source = {"kind": "hub", "repo": "owner/name", "files": ["new.gguf"]}
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "source": source}))
+    locked = {"name": "old.gguf", "size": 1, "sha256": "a" * 64}
+    entry = {"repo": "owner/name", "commit": "b" * 40, "files": [locked]}
+    lock = {"version": 1, "rows": {"broken": entry}}
+    (lone / "configs" / "hub.lock.json").write_text(json.dumps(lock))
+    assert planned(lone, OUTCOME)["model", "broken"] == 1
+    status, said = run(lone, OUTCOME)
+    assert status != 0
+    assert "1 row failed" in said
+    assert "broken: model: row broken names new.gguf of owner/name, but the lock has old" in said

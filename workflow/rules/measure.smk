@@ -54,10 +54,7 @@ def choice_of(wildcards, protocol=None):
     choice = choose(wildcards.arm, SELECTION.choice.capacities)
     shape, arms = SELECTION.shapes[wildcards.row], SELECTION.arms(wildcards.row)
     if shape:
-        try:
-            choice.check(wildcards.row, arms, shape.n_expert, shape.n_expert_used)
-        except TecError as error:
-            sys.exit(f"error: {error}")  # Snakemake wraps exceptions of functions in a traceback
+        checked(choice.check, wildcards.row, arms, shape.n_expert, shape.n_expert_used)
     return choice.with_reference(STUDY.scope(wildcards.row), protocol)
 
 
@@ -72,9 +69,15 @@ def chosen(wildcards, protocol=None):
     return shlex.join(choice_of(wildcards, protocol).words())
 
 
+def model_of(wildcards):
+    """The record of the row's model, for a protocol that the study runs on it."""
+    checked(SELECTION.check_protocol, wildcards.row, getattr(wildcards, "protocol", "locality"))
+    return relative(paths.model_record(wildcards.row, STUDY.variant(wildcards.row)))
+
+
 MEASURED = dict(
     build=relative(paths.build_manifest(TARGET)),
-    model=lambda wildcards: relative(paths.model_record(wildcards.row, STUDY.variant(wildcards.row))),
+    model=model_of,
     prompts=lambda wildcards: ancient(str(ROWS[wildcards.row].prompts)),
     text=lambda wildcards: ancient(str(STUDY.scope(wildcards.row).parity.text)),
 )

@@ -3,6 +3,7 @@
 
 from tec import hub_lock
 from tec.config import FileSource, HubSource
+from tec.miniature_key import recipe_settings
 
 
 def model_inputs(wildcards):
@@ -10,6 +11,7 @@ def model_inputs(wildcards):
 
     Its SHA-256 is a parameter: a copy with a newer date is the same model.
     """
+    checked(SELECTION.check_variant, wildcards.row, wildcards.variant)
     source = ROWS[wildcards.row].source
     if wildcards.variant == "miniature":
         return [relative(paths.build_manifest(TARGET))]
@@ -23,11 +25,19 @@ def model_settings(wildcards):
     row = ROWS[wildcards.row]
     settings = [row.model_dump_json(include={"source", "shape"})]
     if wildcards.variant == "miniature":
-        settings.append(row.miniature.model_dump_json())
+        settings.append(recipe_settings(row))
     elif isinstance(row.source, HubSource):
-        entry = hub_lock.pinned(paths.HUB_LOCK, row.name, row.source)
-        settings.append(entry.model_dump_json() if entry else "not pinned yet")
+        settings.append(pinned(row))
     return settings
+
+
+def pinned(row):
+    """What the lock has of a row; an entry that does not fit fails the row's job, not the graph."""
+    try:
+        entry = hub_lock.pinned(paths.HUB_LOCK, row.name, row.source)
+    except TecError as error:
+        return error.what
+    return entry.model_dump_json() if entry else "not pinned yet"
 
 
 def from_hub(wildcards):

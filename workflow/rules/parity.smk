@@ -6,7 +6,7 @@ rule verdicts:
     localrule: True
     input:
         runs=f"{RESULTS}/runs/{{row}}.parity.jsonl",
-        code="workflow/tec/verdicts.py",
+        code=expand("workflow/tec/{module}.py", module=["verdicts", "expert_bench"]),
     output:
         f"{RESULTS}/verdicts/{{row}}.jsonl",
     shell:

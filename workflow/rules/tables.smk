@@ -1,8 +1,11 @@
 # The study's tables, from the raw records, traces and verdicts of its rows.
 
-from tec.tables import TABLES
+from tec.tables import LOCALITY_TABLES, TABLES
 
-LOCALITY_TABLES = ["locality", "reuse", "overlap"]
+TABLE_CODE = [
+    *("tables", "main_table", "rows_table", "table", "summary", "stats"),
+    *("outcome", "expert_bench", "llama_bench", "routing_summary"),
+]
 
 
 rule tables:
@@ -11,7 +14,7 @@ rule tables:
         runs=runs(*COMMANDS),
         verdicts=expand(rules.verdicts.output, row=ROWS),
         templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
-        code=expand("workflow/tec/{module}.py", module=["tables", "main_table", "rows_table", "table", "summary", "stats"]),
+        code=expand("workflow/tec/{module}.py", module=TABLE_CODE),
     output:
         report(
             expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),
@@ -29,14 +32,14 @@ rule locality:
         runs=runs("locality"),
         traces=traces(),
         templates=expand("paper/templates/table.{suffix}.j2", suffix=["md", "tex"]),
-        code=expand("workflow/tec/{module}.py", module=["locality_table", "locality", "table"]),
+        code=expand("workflow/tec/{module}.py", module=["locality_table", "locality_check", "locality", "locality_kernels", "table"]),
     output:
         report(
             expand(f"{RESULTS}/tables/{{name}}.csv", name=LOCALITY_TABLES),
             caption="../report/table.rst",
             category="Tables",
         ),
-        expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=LOCALITY_TABLES[:2], suffix=["md", "tex"]),
+        expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=list(LOCALITY_TABLES)[:-1], suffix=["md", "tex"]),
     params:
         rows=shlex.join(word for row in rows_with("locality") for word in ("--row", row)),
     shell:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tec.config import Arm, Scope
+from tec.config import Arm, Scope, SweptArm
 from tec.errors import TecError
 from tec.nearest import check_known, suggestion
 from tec.records import Protocol
@@ -110,8 +110,7 @@ class Choice:
 
 def sweep_of(name: str, arm: Arm) -> str | None:
     """Return the name in the study of an expanded arm that comes from a sweep."""
-    sweep = name.removesuffix(f"-c{arm.expert_cache}")
-    return sweep if sweep != name else None
+    return name.removesuffix(f"-c{arm.expert_cache}") if isinstance(arm, SweptArm) else None
 
 
 def choose(arms: object = None, capacities: object = None) -> Choice:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from tec.errors import TecError
+from tec.errors import TecError, disk_is_full
 
 # subcommand -> module whose register(sub) adds it; only the wanted module is imported
 COMMANDS = {
@@ -45,7 +45,7 @@ def make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit status: 0, 2 for a TecError, 130 when interrupted.
+    """Run one subcommand and return the exit status: 0, 2 for an error, 130 when interrupted.
 
     A request to terminate unwinds the stack, so that programs this one started are stopped too.
     """
@@ -55,18 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser(wanted).parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except TecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        full = TecError(
-            "the disk or your quota on it is full", error.filename, "free some space and run again"
-        )
-        print(f"error: {full}", file=sys.stderr)
+        print(f"error: {_explained(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
+
+
+def _explained(error: OSError) -> TecError:
+    """Return what the system said about a file or a connection as one message."""
+    if disk_is_full(error):
+        what, hint = "the disk or your quota on it is full", "free some space and run again"
+        return TecError(what, error.filename, hint)
+    return TecError(error.strerror or str(error) or type(error).__name__, error.filename)

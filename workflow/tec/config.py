@@ -108,6 +108,10 @@ class Arm(Section):
         return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
+class SweptArm(Arm):
+    """An arm with a sweep, at one of the capacities; known from an arm with a similar name."""
+
+
 class Capacities(Section):
     """The capacities that arms with `expert_cache: sweep` run at."""
 
@@ -214,7 +218,8 @@ class Study(Scope):
         for name, arm in scope.arms.items():
             if arm.expert_cache == "sweep":
                 for slots in scope.capacities.slots(n_expert, n_expert_used):
-                    expanded[f"{name}-c{slots}"] = arm.model_copy(update={"expert_cache": slots})
+                    swept = {**arm.model_dump(), "expert_cache": slots}
+                    expanded[f"{name}-c{slots}"] = SweptArm(**swept)
             else:
                 expanded[name] = arm
         for name, arm in expanded.items():

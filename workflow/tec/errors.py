@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class TecError(Exception):
     """Something a person can fix.
@@ -26,3 +28,8 @@ class TecError(Exception):
 
 class RunError(TecError):
     """What stops every row, not one: another measurement has the machine, or the disk is full."""
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Say whether a file could not be written because the disk, or the quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -175,7 +175,11 @@ def parse(finished: Finished, expert_cache: str) -> dict[str, Any]:
 
 def parse_batches(finished: Finished, expert_cache: str, batches: Sequence[int]) -> dict[str, Any]:
     """Return the tool's lines, one a batch, as `Batches`; the errors are those of `parse`."""
-    return {"runs": _lines(finished, expert_cache, len(batches))}
+    runs = _lines(finished, expert_cache, len(batches))
+    found = [run["parallel"] for run in runs]
+    if found != list(batches):
+        raise TecError(f"{TOOL} decoded {found} sequences together instead of {list(batches)}")
+    return {"runs": runs}
 
 
 def parse_traced(finished: Finished, expert_cache: str, trace: Path) -> dict[str, Any]:

@@ -60,17 +60,29 @@ class ModelInfo(Geometry):
     """How much reuse the routing of a miniature has; measured when it was made."""
 
 
-def read_geometry(path: Path) -> Geometry:
+def read_geometry(path: Path, n_files: int | None = None) -> Geometry:
     """Read the geometry of the GGUF model at `path`; of a split one, `path` is the first part.
 
+    Args:
+        path: the model.
+        n_files: how many files it has to have, where that is known.
+
     Raises:
-        TecError: a file is missing, no GGUF, truncated or damaged, or the model is a dense one.
+        TecError: a file is missing, no GGUF, truncated or damaged, or the model is a dense one; it
+            is split into another number of files than `n_files`.
     """
     reader = _open(path)
+    count = int(_value(reader, "split.count", path, default=1))
+    if n_files is not None and max(count, 1) != n_files:
+        raise TecError(
+            f"the model's number of files is {max(count, 1)}, but its row names {n_files}",
+            path,
+            "name every part in the row, in order, and nothing else",
+        )
     arch = str(_value(reader, "general.architecture", path))
     n_expert = int(_value(reader, f"{arch}.expert_count", path, default=0))
     n_expert_used = int(_value(reader, f"{arch}.expert_used_count", path, default=0))
-    tensors = _tensors(reader, path)
+    tensors = _tensors(reader, path, count)
     layers = {match[1] for name in tensors if (match := _EXPERT_TENSOR.match(name))}
     if n_expert == 0 or not layers:
         raise TecError(
@@ -124,9 +136,8 @@ def split_paths(path: Path, count: int) -> list[Path]:
     return paths
 
 
-def _tensors(first: GGUFReader, path: Path) -> dict[str, int]:
-    """Return the number of elements of each tensor in all parts."""
-    count = int(_value(first, "split.count", path, default=1))
+def _tensors(first: GGUFReader, path: Path, count: int) -> dict[str, int]:
+    """Return the number of elements of each tensor in all `count` parts."""
     readers = [first, *(_open(part) for part in split_paths(path, count)[1:])]
     tensors = [tensor for reader in readers for tensor in reader.tensors]
     wanted = int(_value(first, "split.tensors.count", path, default=len(tensors)))

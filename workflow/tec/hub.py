@@ -95,7 +95,7 @@ def _plan(row: Row, options: Options, notices: Transfer) -> _Plan:
     local = _local(source, options)
     before = None if options.repin or options.pin_local else pinned(options.lock, row.name, source)
     entry = before or _pin(row, source, local, options, notices)
-    return _Plan(row, entry, hub_local.choose(local, entry) if local else None)
+    return _Plan(row, entry, hub_local.choose(local, entry, notices.check) if local else None)
 
 
 def hub_source(row: Row) -> HubSource:
@@ -257,11 +257,16 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _list(names: Sequence[str]) -> None:
-    """Print the rows with a source on the hub: what is pinned, and whether it is here."""
+    """Print the rows with a source on the hub: what is pinned, and whether it is here.
+
+    Rows that are files of the repository are mentioned if they are named.
+    """
     for name in names or sorted(path.stem for path in MODELS.glob("*.yaml")):
         row = load_row(name)
         if isinstance(row.source, HubSource):
             print(f"{name}: {row.source.repo}, {', '.join(row.source.files)}; {_state(row)}")
+        elif names:
+            print(f"{name}: {row.source.path}, a file of the repository; nothing to fetch")
 
 
 def _state(row: Row) -> str:
@@ -273,7 +278,7 @@ def _state(row: Row) -> str:
         return "not pinned" + (f", unchecked in {local[0][0].parent}" if local else "")
     here = [cached for file in entry.files if (cached := CachedFile(entry, file)).exists()]
     if local:
-        place = f"in {hub_local.choose(local, entry)[0].parent}"
+        place = f"in {(hub_local.fitting(local, entry) or local)[0][0].parent}"
     else:
         place = f"{len(here)} of {len(entry.files)} in the cache"
     return f"pinned {entry.title}, {entry.size:,} bytes, {place}"

@@ -32,13 +32,14 @@ class CachedFile:
     """One file of a pinned revision: where it is, or is going to be.
 
     Args:
-        entry: the row's entry in the lock, with a commit.
+        entry: the row's entry in the lock; without a commit nothing is here, nor going to be.
         file: the file among the entry's.
     """
 
     def __init__(self, entry: LockEntry, file: LockedFile) -> None:
         self._folder = repo_folder_name(repo_id=entry.repo, repo_type="model")
         self._file = file
+        self._pinned = entry.commit is not None
         blobs = root() / self._folder / "blobs"
         self.blob = blobs / file.sha256
         self.partial = blobs / f"{file.sha256}.incomplete"
@@ -47,7 +48,7 @@ class CachedFile:
 
     def exists(self) -> bool:
         """Say whether the file is here, in this revision or, with the same hash, in another."""
-        return self.path.exists() or self.blob.exists()
+        return self._pinned and (self.path.exists() or self.blob.exists())
 
     def arrived(self) -> int:
         """Return how many bytes an earlier download left."""
@@ -59,8 +60,10 @@ class CachedFile:
         self.link()
 
     def discard(self) -> None:
-        """Remove the file, whichever way it is stored."""
-        self.path.resolve().unlink(missing_ok=True)
+        """Remove the file, whichever way it is stored; what lies outside the cache is not ours."""
+        target = self.path.resolve()
+        if target.parent == self.blob.parent.resolve():
+            target.unlink(missing_ok=True)
         for path in (self.path, self.blob, self.partial):
             path.unlink(missing_ok=True)
 

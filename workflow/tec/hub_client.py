@@ -70,15 +70,8 @@ def locate(row: str, entry: LockEntry, file: LockedFile, transfer: Transfer) -> 
     Raises:
         TecError: the hub cannot be reached or refuses; the revision or the file is gone or changed.
     """
-    if entry.commit is None:
-        raise TecError(
-            f"{file.name} of row {row} is pinned to a local file, which is not here",
-            entry.repo,
-            f"name its folder: tec fetch {row} --from FOLDER; or pin what the hub has: "
-            f"tec fetch {row} --repin",
-        )
     url = address(entry, file)
-    asked = Asked(row, entry.repo, entry.commit, file.name)
+    asked = Asked(row, entry.repo, str(entry.commit), file.name)
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     found = patiently(lambda: get_hf_file_metadata(url, timeout=timeout), asked, transfer)
     changes = [

@@ -28,6 +28,10 @@ from tec.verified import remember, sha256_of
 
 _PROGRESS_SHARE = 100
 """A try that brings one part in this many has made progress; so the tries have a bound."""
+_OTHER_BYTES = (
+    "the hub, or a proxy before it, sends other bytes than it announces; try another network or "
+    "HF_ENDPOINT"
+)
 
 
 class Download:
@@ -45,8 +49,17 @@ class Download:
         """Return the file in the cache, fetched and checked if need be.
 
         Raises:
-            TecError: the hub cannot be reached, refuses, has another file, or sends wrong bytes.
+            TecError: the hub cannot be reached, refuses, has another file, or sends wrong bytes;
+                the row is pinned to local files.
         """
+        if self._entry.commit is None:
+            raise TecError(
+                f"{self._file.name} of row {self._row} is pinned to a local file, which is not "
+                "here",
+                self._entry.repo,
+                f"name its folder: tec fetch {self._row} --from FOLDER; or pin what the hub has: "
+                f"tec fetch {self._row} --repin",
+            )
         path = self._cached.path
         if path.exists() and self._hash(path) == self._file.sha256:
             return path  # nothing is written: the cache may be somebody else's
@@ -58,8 +71,7 @@ class Download:
                     raise TecError(
                         f"{wrong}, also after fetching it once more",
                         f"{constants.ENDPOINT}/{self._entry.repo}",
-                        "the hub, or a proxy before it, sends other bytes than it announces; try "
-                        "another network or HF_ENDPOINT",
+                        _OTHER_BYTES,
                     )
         return path
 
@@ -128,7 +140,18 @@ class Download:
         return partial
 
     def _append(self, chunks: Iterator[bytes], file: IO[bytes]) -> None:
+        """Write what arrives.
+
+        Raises:
+            TecError: it is more than the file has; what fits stays for the check of the hash.
+        """
         for chunk in chunks:
+            if file.tell() + len(chunk) > self._file.size:
+                raise TecError(
+                    f"more than the {self._file.size} bytes of {self._file.name} arrive",
+                    f"{constants.ENDPOINT}/{self._entry.repo}",
+                    _OTHER_BYTES,
+                )
             file.write(chunk)
             self._transfer.add(len(chunk))
 

@@ -53,11 +53,28 @@ def from_environment() -> Path | None:
     return Path(value) if value else None
 
 
-def choose(found: Sequence[StandIn], entry: LockEntry) -> StandIn:
-    """Return the set that has the pinned sizes, or else the first."""
+def fitting(found: Sequence[StandIn], entry: LockEntry) -> list[StandIn]:
+    """Return the sets that have the pinned sizes."""
     sizes = [file.size for file in entry.files]
-    fitting = (files for files in found if [path.stat().st_size for path in files] == sizes)
-    return next(fitting, found[0])
+    return [files for files in found if [path.stat().st_size for path in files] == sizes]
+
+
+def choose(found: Sequence[StandIn], entry: LockEntry, tick: Callable[[], None]) -> StandIn:
+    """Return the set that is the pinned one, or else the one that comes nearest.
+
+    Only where several sets have the pinned sizes are they read here; `check` reads the one chosen.
+    """
+    candidates = fitting(found, entry)
+    if len(candidates) > 1:
+        right = (files for files in candidates if _same(files, entry, tick))
+        return next(right, candidates[0])
+    return (candidates or found)[0]
+
+
+def _same(paths: StandIn, entry: LockEntry, tick: Callable[[], None]) -> bool:
+    """Say whether the files have the pinned hashes."""
+    pairs = zip(paths, entry.files, strict=True)
+    return all(sha256_of(path, tick) == file.sha256 for path, file in pairs)
 
 
 def check(row: str, entry: LockEntry, paths: StandIn, tick: Callable[[], None]) -> None:

@@ -18,8 +18,9 @@ holding them from their first use in the interval on gives at least as many hits
 All four start with the experts 0 to C - 1 in slots, and all are stack algorithms, so that one pass
 counts the hits of all capacities (`tec.locality_kernels`).
 
-For `hot` the seed says a rolling window of tokens and a rebalance every 60 tokens, and no more.
-Here both are one interval, the scores are plain counts, and of equals those in slots stay.
+`hot` is after hot-K, the expert cache of ParmesanParty's fork of llama.cpp, of which is known here
+that it counts over a rolling window of tokens and rebalances every 60 tokens. In this simulation
+both are one interval, the scores are plain counts, and of equals those in slots stay.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 WINDOWS: Windows = np.arange(1, 65)
 """The windows of the overlap."""
 REBALANCE = 60
-"""Tokens between two choices of `hot` (the published setting)."""
+"""Tokens between two choices of `hot` (the published setting of hot-K)."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ class Locality:
         return shares
 
     @property
+    def next_token_independent(self) -> float:
+        """The share of selections that the token before would make too, were tokens independent.
+
+        Where a share p_e of the tokens select expert e in a layer, as counted in the trace, two
+        independent ones have on average sum of p_e^2 of their K experts in common. What the trace
+        has beyond this share is due to the order of its tokens, not to some experts being wanted
+        more often than others. Mean over layers.
+        """
+        wanted = self.uses / self.n_tokens
+        return float((wanted**2).sum(axis=1).mean() / self.top_k)
+
+    @property
     def first_uses(self) -> float:
         """The share of selections whose expert the layer had never used before."""
         return float(self.repeats[:, 0].sum() / self.n_selections)
@@ -188,6 +201,7 @@ def summarise(trace: RoutingTrace) -> RoutingSummary:
         overlap_8_uniform=float(found.uniform_overlap()[7]),
         median_reuse=found.median_reuse,
         next_token=float(found.reuse()[1]),
+        next_token_independent=found.next_token_independent,
         effective_experts=max(1.0, float(np.exp(entropy).mean())),
     )
 

@@ -7,17 +7,17 @@ that the programs counted must be those that the traces predict; if they are not
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tec.errors import TecError
-from tec.expert_bench import ExpertBench
 from tec.files import sha256_file, write_atomically
 from tec.gguf_file import ModelInfo
-from tec.locality import POLICIES, WINDOWS, Locality, analyse, stack_distances
+from tec.locality import POLICIES, WINDOWS, Locality, analyse
+from tec.locality_check import check_counts
 from tec.outcome import Failure, read_records_or_failure
 from tec.records import Record
 from tec.routing_trace import RoutingTrace, read_trace
@@ -84,42 +84,6 @@ def _read_trace(path: Path, record: Record) -> RoutingTrace:
             path,
         )
     return trace
-
-
-def check_counts(trace: RoutingTrace, records: Iterable[Record]) -> dict[int, float]:
-    """Return the counted hit rate by capacity, if each equals the prediction token by token.
-
-    Raises:
-        TecError: it does not; names row, input, capacity and the first token that differs.
-    """
-    distances = stack_distances(trace, "lru")
-    counted: dict[int, float] = {}
-    for record in records:
-        bench = ExpertBench.model_validate(record.result)
-        capacity = bench.capacity
-        if capacity is None:
-            continue
-        predicted = (distances < capacity).sum(axis=(1, 2))
-        found = np.array([hits for prompt in bench.prompts for hits in prompt.hits])
-        where = f"{record.row}, input {record.test}, C = {capacity}"
-        if len(found) != trace.n_tokens:
-            raise TecError(f"counted over {len(found)} of {trace.n_tokens} tokens", where)
-        if (found != predicted).any():
-            token = int(np.argmax(found != predicted))
-            raise TecError(
-                f"at token {token} the trace predicts {predicted[token]} LRU hits, the program "
-                f"counted {found[token]}",
-                where,
-                "the cache or its model is wrong; neither's hit rates can be trusted",
-            )
-        if (bench.hits, bench.hits + bench.misses) != (predicted.sum(), trace.selections.size):
-            raise TecError(
-                f"the trace predicts {predicted.sum()} LRU hits of {trace.selections.size}, the "
-                f"program counted {bench.hits} of {bench.hits + bench.misses}",
-                where,
-            )
-        counted[capacity] = bench.hits / trace.selections.size
-    return counted
 
 
 def locality_table(studies: Sequence[InputStudy]) -> Table:

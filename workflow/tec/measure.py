@@ -13,14 +13,18 @@ from tec import choice, outcome
 from tec.build import load_manifest
 from tec.config import load_row, load_study
 from tec.errors import TecError
-from tec.files import write_atomically
-from tec.inputs import INPUTS, input_folder, write_inputs
+from tec.files import sha256_file, write_atomically
+from tec.gguf_file import ModelInfo
+from tec.inputs import INPUTS, InputName, input_folder, write_inputs
 from tec.measure_key import measure_key, settings_key
 from tec.models import read_model
-from tec.records import Protocol
+from tec.paths import ROOT
+from tec.records import Protocol, read_records
+from tec.routing_trace import read_trace
 from tec.session import Session, Step, build_info
 from tec.steps import Steps
 from tec.system import read_system
+from tec.verified import sha256_of
 
 PROTOCOLS: tuple[Protocol, ...] = ("prompts", "random", "locality")
 
@@ -113,8 +117,13 @@ class Job:
 
 
 def open_job(options: argparse.Namespace, protocol: Protocol) -> Job:
-    """Return the job for the parsed arguments of `add_job_arguments`."""
+    """Return the job for the parsed arguments of `add_job_arguments`.
+
+    Raises:
+        TecError: the model is not the one of its record any more, among others.
+    """
     manifest, model = load_manifest(options.build), read_model(options.model)
+    check_parts(model, options.model)
     study, row = load_study(options.study), load_row(options.row)
     chosen = choice.choose(options.arms, options.capacities)
     chosen = chosen.with_reference(study.scope(row.name), protocol)
@@ -132,6 +141,18 @@ def open_job(options: argparse.Namespace, protocol: Protocol) -> Job:
         log=options.log,
     )
     return Job(session, Steps(study, row, model, manifest, chosen), options.out, options.wait)
+
+
+def check_parts(model: ModelInfo, record: Path) -> None:
+    """Raise a TecError unless the model's files are those of its record."""
+    for part in model.parts:
+        path = ROOT / part.path
+        if not path.is_file() or sha256_of(path, lambda: None) != part.sha256:
+            raise TecError(
+                "the model file is gone or has changed since it was checked",
+                part.path,
+                f"delete {record} and run again",
+            )
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -200,9 +221,27 @@ def _random(options: argparse.Namespace) -> None:
 
 def _locality(options: argparse.Namespace) -> None:
     job = open_job(options, "locality")
-    job.run(locality_plan(job.steps, job.session.kept))
+    kept = job.session.kept
+    job.run(locality_plan(job.steps, kept))
+    traces = {name: _read_trace(kept_trace(kept, name), kept) for name in INPUTS}
+    _check_counts(job.session)
     for name, out in _traces(options).items():
-        write_atomically(out, _read_trace(kept_trace(job.session.kept, name), job.session.kept))
+        write_atomically(out, traces[name])
+
+
+def _check_counts(session: Session) -> None:
+    """Raise a TecError unless the counted hits are those that the traces predict."""
+    from tec.locality_check import check_counts  # compiles its loops; other protocols need not
+
+    records = read_records(session.kept)
+    for name in INPUTS:
+        path = kept_trace(session.kept, name)
+        of_input = [record for record in records if record.test == name]
+        if sha256_file(path) not in {r.result.get("trace_sha256") for r in of_input}:
+            raise TecError(
+                "the trace is not the one of its record", path, f"move {session.kept} away"
+            )
+        check_counts(read_trace(path, session.model.n_expert), of_input)
 
 
 def _read_trace(trace: Path, kept: Path) -> bytes:
@@ -215,7 +254,7 @@ def _read_trace(trace: Path, kept: Path) -> bytes:
     return trace.read_bytes()
 
 
-def _traces(options: argparse.Namespace) -> dict[str, Path]:
+def _traces(options: argparse.Namespace) -> dict[InputName, Path]:
     """Return input -> the copy of its trace, where copies are asked for."""
     if options.traces is None:
         return {}

@@ -6,8 +6,9 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from tec import expert_bench, llama_bench, perplexity
+from tec import expert_bench, inputs, llama_bench, perplexity
 from tec.build import Manifest
 from tec.choice import Choice
 from tec.config import Row, Scope, Study
@@ -37,6 +38,7 @@ def settings_key(study: Study, row: Row, protocol: Protocol, chosen: Choice | No
         *(f"{name} {arm.model_dump_json()}" for name, arm in scope.arms.items()),
         scope.capacities.model_dump_json(),
         *(sha256_file(ROOT / file) for file in files),
+        sha256_file(Path(inputs.__file__)) if protocol == "locality" else "",
     ]
     return (chosen or Choice()).key(_hash(parts))
 

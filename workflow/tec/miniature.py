@@ -1,35 +1,30 @@
 """Miniatures: a row's architecture, experts and quantisation at toy size, made on the spot.
 
 llama.cpp says which tensors the row's metadata asks for and quantises the generated weights; the
-row says the rest. The file's name has a hash of all that decides its bytes.
+row says the rest. The file's name has a hash of all that decides its bytes and its routing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import gguf
-import numpy as np
-
 from tec.build import Manifest
 from tec.config import Miniature, Row, Shape
 from tec.errors import TecError
-from tec.files import replacing, sha256_file, write_atomically
+from tec.files import write_atomically
 from tec.miniature_check import check
-from tec.miniature_file import TOKENIZER, list_tensors, quantize, write_keys, write_weights
+from tec.miniature_file import list_tensors, quantize, write_keys, write_weights
+from tec.miniature_key import KEY_DIGITS, recipe_key
 from tec.miniature_weights import Tensor
 from tec.nearest import suggestion
 from tec.paths import MODELS
 from tec.progress import Progress
 from tec.run_lock import hold
 
-_KEY_DIGITS = 12
 _OF_THE_SHAPE = {"expert_count": "n_expert", "expert_used_count": "n_expert_used"}
 
 
@@ -68,23 +63,6 @@ def routing_file(path: Path) -> Path:
     return path.with_suffix(".routing.json")
 
 
-def recipe_key(row: Row, manifest: Manifest) -> str:
-    """Return the hash of what decides the miniature's bytes, in hex."""
-    recipe, shape = _checked(row)
-    code = sorted(Path(__file__).parent.glob("miniature*.py"))
-    decides = {
-        "title": row.title,
-        "arch": shape.arch,
-        "recipe": recipe.model_dump(mode="json"),
-        "tokenizer": sha256_file(TOKENIZER),
-        "code": [sha256_file(path) for path in code],
-        "libraries": [np.__version__, gguf.GGUF_VERSION],
-        "engine": [manifest.digest, manifest.series_hash],
-    }
-    text = json.dumps(decides, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
-
-
 def _make(
     row: Row, recipe: Miniature, shape: Shape, manifest: Manifest, scratch: Path, path: Path
 ) -> None:
@@ -93,19 +71,31 @@ def _make(
     log.unlink(missing_ok=True)
     outcome = "failed"
     try:
-        keys, weights = scratch / "keys.gguf", scratch / "weights.gguf"
+        keys, weights, made = (scratch / f"{name}.gguf" for name in ("keys", "weights", "made"))
         write_keys(row, shape.arch, recipe, keys)
         tensors = list_tensors(recipe, keys, manifest, log)
         _check_patterns(row, recipe, tensors)
         write_weights(row, shape.arch, recipe, tensors, weights, progress.update)
-        with replacing(path) as temporary:
-            quantize(recipe, weights, temporary, manifest, log)
-            weights.unlink()
-            routing = check(row, temporary, manifest, log)
-            write_atomically(routing_file(path), routing.model_dump_json(indent=2) + "\n")
+        quantize(recipe, weights, made, manifest, log)
+        weights.unlink()
+        routing = check(row, made, manifest, log)
+        write_atomically(routing_file(made), routing.model_dump_json(indent=2) + "\n")
+        # The statistics first: a model of that name is complete.
+        routing_file(made).replace(routing_file(path))
+        _publish(made, path)
         outcome = f"{path.stat().st_size / 1e6:.0f} MB"
     finally:
         progress.finish(outcome)
+
+
+def _publish(made: Path, path: Path) -> None:
+    """Give a finished file its name, once its bytes are on the disk.
+
+    A run that is killed leaves what it wrote in the scratch folder, which the next one empties.
+    """
+    with made.open("rb+") as file:
+        os.fsync(file.fileno())
+    made.replace(path)
 
 
 def _checked(row: Row) -> tuple[Miniature, Shape]:
@@ -143,7 +133,7 @@ def _check_patterns(row: Row, recipe: Miniature, tensors: Sequence[Tensor]) -> N
 
 def _remove_others(row: Row, path: Path) -> None:
     """Remove the row's miniatures of earlier recipes and engines."""
-    ours = re.compile(rf"{re.escape(row.name)}-[0-9a-f]{{{_KEY_DIGITS}}}\.")
+    ours = re.compile(rf"{re.escape(row.name)}-[0-9a-f]{{{KEY_DIGITS}}}\.")
     for other in path.parent.iterdir():
         if ours.match(other.name) and not other.name.startswith(path.stem):
             other.unlink()

@@ -1,4 +1,8 @@
-"""A miniature is of use only if it behaves: finite, varied, with routing that means something."""
+"""A miniature is of use only if it behaves: finite, varied, with routing neither even nor fixed.
+
+That routing repeats itself more than uniform choice would is all that is asked. Unequal popularity
+of the experts is enough for it; `RoutingSummary.next_token_independent` says how much it explains.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,12 @@ from tec.config import Row
 from tec.errors import TecError
 from tec.gguf_file import read_geometry
 from tec.locality import summarise
+from tec.miniature_key import TEXT
 from tec.paths import MODELS, ROOT
 from tec.process import run_tool
 from tec.routing_summary import RoutingSummary
 from tec.rtrace import open_rtrace, to_selections
 
-TEXT = ROOT / "configs" / "prompts" / "pydoc-heldout.txt"
-"""What the routing of every miniature is measured on."""
 _CHARACTERS = 2600
 _CONTEXT = 2048
 
@@ -29,7 +32,7 @@ _TOKENS = 24
 _TAIL = 8
 """Tokens at the end of a prompt's decoding of which more than two have to differ."""
 _LEAST_REUSE = 1.2
-"""Selections that repeat the token before, over what chance would give: routing is not noise."""
+"""Selections that repeat the token before, over what uniform routing would give."""
 _MOST_REUSE = 0.95
 """Share of such selections above which routing hardly depends on the token."""
 
@@ -55,7 +58,7 @@ def check(row: Row, path: Path, manifest: Manifest, log: Path) -> RoutingSummary
         log: where their output goes.
 
     Raises:
-        TecError: outputs are not finite or hardly change, or routing is noise or does not change.
+        TecError: outputs are not finite or hardly change, or routing is uniform or does not change.
     """
     _check_outputs(row, _decode(row, path, manifest, log))
     routing = summarise_routing(path, manifest, log)

@@ -2,7 +2,8 @@
 
 A tensor's name, which llama.cpp gives, tells its role; shapes are ggml's, fastest dimension first.
 Weight matrices keep the scale of what they multiply, so that no architecture needs numbers of its
-own. What makes routing reuse experts over time, as in trained models, is in the embeddings.
+own. What makes routing reuse experts is in the embeddings: they make some experts more popular than
+others. The reuse of trained models that is due to the order of a text is hardly in it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 # Of an embedding's variance, what all tokens share, what a group of tokens shares, and the rest.
-# The first makes routing skewed: some experts are wanted by most tokens. The second makes it follow
-# the text, which comes back to a group long before it repeats a token.
+# The first makes routing skewed: some experts are wanted by most tokens. The second gives tokens of
+# a group experts in common; groups are drawn, so neighbours in a text share one only by chance.
 _ALL = 0.3
 _GROUP = 0.5
 _OWN = 1 - _ALL - _GROUP

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import get_args
 
+from pydantic import ValidationError
+
 from tec import outcome
 from tec.build import Manifest, load_manifest
 from tec.config import FileSource, Row, Shape, Variant, load_row
@@ -38,7 +40,7 @@ def resolve_model(
             that the row gives, or is no usable MoE model.
     """
     parts = _parts(row, variant, manifest)
-    geometry = read_geometry(ROOT / parts[0].path)
+    geometry = read_geometry(ROOT / parts[0].path, len(parts))
     if row.shape is not None:
         _check_shape(row, row.shape, geometry, variant)
     return ModelInfo(
@@ -54,13 +56,26 @@ def resolve_model(
 
 
 def read_model(record: Path) -> ModelInfo:
-    """Return the model that a record under .cache/models describes."""
+    """Return the model that a record under .cache/models describes.
+
+    Raises:
+        TecError: there is no such record; it is damaged, or of an older layout.
+    """
     if not record.exists():
         row, _, variant = record.stem.rpartition(".")
         raise TecError(
             "this model is not resolved yet", record, f"tec model {row} --variant {variant}"
         )
-    return ModelInfo.model_validate_json(record.read_text())
+    try:
+        return ModelInfo.model_validate_json(record.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "file"
+        raise TecError(
+            f"the record of a model is damaged or of an older layout: {place}: {first['msg']}",
+            record,
+            "delete it and run again",
+        ) from None
 
 
 def warning(model: ModelInfo) -> str | None:
@@ -79,9 +94,9 @@ def _parts(row: Row, variant: Variant, manifest: Manifest | None) -> list[Part]:
         return [_described(_miniature(row, manifest))]
     if isinstance(row.source, FileSource):
         return [_checked(row.name, row.source)]
-    from tec import hub  # the client takes a while to load, and only these rows need it
+    from tec import hub, hub_links  # the client takes a while to load; only these rows need it
 
-    return hub.fetch(row)
+    return hub_links.linked(row.name, hub.fetch(row))
 
 
 def _checked(row: str, source: FileSource) -> Part:

@@ -9,23 +9,27 @@ and takes the failures away, so that the next run tries these rows again.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from tec.config import Variant
-from tec.errors import RunError, TecError
+from tec.errors import RunError, TecError, disk_is_full
 from tec.files import write_atomically
-from tec.paths import ROOT
+from tec.paths import CACHE
+from tec.portable_text import portable
 from tec.records import Record, Verdict, read_records, read_verdicts
 from tec.verdicts import enforce as enforce_parity
 
 _BEGIN = b'{"failure":'
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+STOPPED = CACHE / "stopped.json"
+"""Says why the pipeline's run cannot go on, for its later jobs; a run begins without it."""
 
 
 class Failure(BaseModel):
@@ -85,38 +89,73 @@ def attempt(
         variant: the form in which the row takes part, where it is known.
 
     Raises:
-        TecError: the row failed and that is not to be an outcome, or what is wrong concerns more
-            than this row.
+        TecError: the row failed and that is not to be an outcome.
+        RunError: what is wrong concerns more than this row, now or in an earlier job of the run.
+        Exception: as a TecError, where the failure is not to be an outcome.
     """
+    if options.failure_as_outcome:
+        _refuse_if_stopped()
     earlier = next((found for path in reads if (found := failure_in(path))), None)
     try:
         if earlier:
             raise earlier.error()
         work()
-    except TecError as error:
-        if not options.failure_as_outcome or concerns_the_run(error):
+    except Exception as error:
+        if not options.failure_as_outcome:
             raise
-        failure = earlier or Failure(
-            row=row,
-            variant=variant,
-            stage=stage,
-            what=error.what,
-            where=None if error.where is None else _portable(str(error.where)),
-            hint=error.hint,
-        )
+        if concerns_the_run(error):
+            _stop(error)
+            raise
+        failure = earlier or _failure(error, row, variant, stage)
         for path in makes:
             write_atomically(path, json.dumps({"failure": failure.model_dump()}) + "\n")
         if earlier:
             print(f"row {row} failed at {earlier.stage}: {stage} is left out", file=sys.stderr)
         else:
-            print(f"error: {error}\nrow {row} has failed; the others go on", file=sys.stderr)
+            _tell(error)
+            print(f"row {row} has failed; the others go on", file=sys.stderr)
+
+
+def _failure(error: Exception, row: str, variant: Variant | None, stage: str) -> Failure:
+    """Return what others may read of an error; the whole of it is told on standard error."""
+    known = error if isinstance(error, TecError) else TecError(f"{type(error).__name__}: {error}")
+    where = "" if known.where is None else portable(str(known.where))
+    return Failure(
+        row=row,
+        variant=variant,
+        stage=stage,
+        what=portable(known.what),
+        where=None if where in ("", "URL") else where,
+        hint=None if known.hint is None else portable(known.hint),
+    )
+
+
+def _tell(error: Exception) -> None:
+    """Print an error; of one that nobody foresaw, where it comes from as well."""
+    if not isinstance(error, TecError):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _stop(error: Exception) -> None:
+    """Leave word that the run cannot go on; on a full disk there may be no room for it."""
+    known = error if isinstance(error, TecError) else TecError(str(error))
+    where = None if known.where is None else str(known.where)
+    with suppress(OSError):
+        write_atomically(STOPPED, json.dumps([known.what, where, known.hint]) + "\n")
+
+
+def _refuse_if_stopped() -> None:
+    """Raise the RunError that stopped an earlier job of this run, if one did."""
+    with suppress(FileNotFoundError):
+        raise RunError(*json.loads(STOPPED.read_text(encoding="utf-8")))
 
 
 def concerns_the_run(error: BaseException) -> bool:
     """Say whether an error would strike every row: the machine is taken or the disk is full."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, RunError) or (isinstance(cause, OSError) and cause.errno in _FULL):
+        if isinstance(cause, RunError) or disk_is_full(cause):
             return True
         cause = cause.__cause__
     return False
@@ -193,10 +232,6 @@ def enforce(verdicts: Sequence[Path], others: Sequence[Path] = ()) -> None:
             "\n".join(problem.what for problem in problems),
             hint="; ".join(problem.hint for problem in problems if problem.hint),
         )
-
-
-def _portable(text: str) -> str:
-    return text.replace(f"{ROOT}/", "")
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

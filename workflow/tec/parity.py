@@ -51,7 +51,8 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _run(options: argparse.Namespace) -> None:
     job = open_job(options, "parity")
     job.run(parity_plan(job.steps))
-    job.steps.reference_file.unlink(missing_ok=True)
+    for scratch in job.steps.reference_file.parent.glob(f"{options.row}.*.logits"):
+        scratch.unlink()
 
 
 def _attempt_to_judge(options: argparse.Namespace) -> None:

@@ -22,11 +22,11 @@ from tec.figure_style import (
     label_functional,
 )
 from tec.table import EMPTY
+from tec.verdicts import PAST
 
 CHECKS = ("self", "bitwise", "greedy", "ppl", "kl")
 _IN_PART = ("ppl", "kl")
 """Checks that are run at some capacities only, by design."""
-_PAST = "go past the cache"
 """In the detail of a verdict on steps too large for the cache, which took upstream's path."""
 
 _LOOKS = {
@@ -94,7 +94,7 @@ def parity(results: Results) -> Figure:
 
 def _went_past(table: pd.DataFrame) -> pd.Series[bool]:
     """Say of every line whether its steps went past the cache; `bitwise` says it for `greedy`."""
-    said = table["detail"].astype(str).str.contains(_PAST, regex=False)
+    said = table["detail"].astype(str).str.contains(PAST, regex=False)
     keys = pd.Series(
         zip(table["row"], table["arm"].astype(str), table["batch"].fillna(0), strict=True),
         index=table.index,

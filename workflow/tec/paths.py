@@ -27,6 +27,8 @@ MODEL_CACHE = CACHE / "models"
 VERIFIED = MODEL_CACHE / "verified.json"
 """Hashes of big files that were read before."""
 MINIATURES = MODEL_CACHE / "miniature"
+MODEL_FILES = MODEL_CACHE / "files"
+"""Has, in a folder for each row, links to its files in the hub's cache or wherever they are."""
 
 
 def relative(path: Path) -> str:

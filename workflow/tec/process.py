@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tec.errors import TecError
+from tec.errors import RunError, TecError
 from tec.paths import ROOT
 from tec.quantities import KIB
 from tec.records import Process
@@ -23,6 +24,9 @@ _STEERING = ("LLAMA_", "GGML_", "EXPERT_CACHE_", "ROUTER_TRACE_", "OMP_", "CUDA_
 
 _ERROR = re.compile(r"(?:[\d.]+ E |error\b)", re.IGNORECASE)
 """How llama.cpp's logger and the tools themselves begin a line about an error."""
+
+_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+"""What a tool prints when the disk or the quota on it is full."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def run_tool(
 
     Raises:
         TecError: the program cannot be started or fails; carries its last line of error.
+        RunError: it fails because the disk is full.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile() as stdout, log.open("ab+") as stderr:
@@ -59,11 +64,11 @@ def run_tool(
         printed = stdout.read().decode(errors="replace")
         errors = stderr.read().decode(errors="replace")
     if process.exit_code != 0:
-        raise TecError(
-            f"{Path(command[0]).name} failed ({_reason(process.exit_code)}): {_last_line(errors)}",
-            shlex.join(command),
-            f"read {log}",
-        )
+        what = f"{Path(command[0]).name} failed ({_reason(process.exit_code)})"
+        if any(said in errors + printed for said in _FULL):
+            hint = "free some space and run again"
+            raise RunError(f"the disk or your quota on it is full: {what}", log, hint)
+        raise TecError(f"{what}: {_last_line(errors)}", shlex.join(command), f"read {log}")
     return Finished(stdout=printed, stderr=errors, process=process)
 
 

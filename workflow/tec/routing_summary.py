@@ -25,6 +25,11 @@ class RoutingSummary(BaseModel):
         description="median tokens between two uses of an expert; null where none is used twice"
     )
     next_token: _Share = Field(description="share of the selections that the token before made too")
+    next_token_independent: _Share | None = Field(
+        default=None,
+        description="the same, expected of independent tokens that want each expert as often; "
+        "null in earlier records",
+    )
     effective_experts: float = Field(
         ge=1, description="exponential of the entropy of a layer's selections, mean over layers"
     )

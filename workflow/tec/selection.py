@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tec.choice import Choice, choose, names
 from tec.config import (
     DEFAULT_STUDY,
@@ -18,6 +20,7 @@ from tec.config import (
     Row,
     Shape,
     Study,
+    Variant,
     load_row,
     load_study,
 )
@@ -66,6 +69,25 @@ class Selection:
         """Return a row's arms that are run; all of the study's while its model is not known."""
         arms = self.arms(row)
         return self.study.scope(row).arms if arms is None else self.choice.narrow(arms)
+
+    def check_protocol(self, row: str, protocol: str) -> None:
+        """Raise a TecError unless the study runs the protocol for the row."""
+        runs = self.protocols(row)
+        if protocol not in runs:
+            raise TecError(
+                f"protocol {protocol} is not run for row {row}, which has {', '.join(runs)}",
+                f"study {self.study.name}",
+                f"ask for results/{self.study.name}/runs/{row}.{runs[0]}.jsonl",
+            )
+
+    def check_variant(self, row: str, variant: Variant) -> None:
+        """Raise a TecError for a miniature of a row without a recipe for one."""
+        if variant == "miniature" and self.rows[row].miniature is None:
+            raise TecError(
+                f"row {row} has no miniature: it says how its full model is had and no more",
+                MODELS / f"{row}.yaml",
+                f"ask for {model_record(row, 'full').name}, or add the section miniature:",
+            )
 
     @property
     def compares(self) -> bool:
@@ -198,10 +220,13 @@ def _shape(row: Row, study: Study) -> Shape | Geometry | None:
 
 
 def _recorded(record: Path) -> ModelInfo | None:
-    """Return what is recorded of a model; None without a record or where it failed."""
+    """Return what is recorded of a model; None without a whole record or where it failed."""
     if not record.is_file() or failure_in(record):
         return None
-    return ModelInfo.model_validate_json(record.read_text())
+    try:
+        return ModelInfo.model_validate_json(record.read_bytes())
+    except ValidationError:  # the row's measurements say so
+        return None
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

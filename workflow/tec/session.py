@@ -118,10 +118,10 @@ class Session:
         """Say whether the file is there; raise a TecError if it is, and is not whole."""
         if not self.kept.exists():
             return False
-        found = Counter((r.arm, r.test, r.round) for r in read_records(self.kept))
-        if found != Counter((step.arm, step.test, step.round) for step in steps):
+        found = Counter((r.arm, r.test, r.round, r.key) for r in read_records(self.kept))
+        if found != Counter((step.arm, step.test, step.round, self.key(step)) for step in steps):
             raise TecError(
-                f"the kept file has {found.total()} records, which are not one for each of "
+                f"the kept file has {found.total()} records, which are not one for each of these "
                 f"{len(steps)} processes",
                 self.kept,
                 "move the file away and run again",
@@ -134,8 +134,8 @@ class Session:
         keys = [self.key(step) for step in steps]
         done = self._resume(steps, keys)
         todo = [index for index in range(len(steps)) if index not in done]
-        if todo:
-            _read_once(ROOT / self.model.path)
+        for part in self.model.parts if todo else ():
+            _read_once(ROOT / part.path)
         progress = _Progress(len(steps), len(todo))
         for index in todo:
             record = self._run_step(steps[index], index, keys[index], lock)

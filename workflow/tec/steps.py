@@ -14,6 +14,7 @@ from tec.config import Arm, LocalityProtocol, RandomProtocol, Row, Scope, Study
 from tec.errors import TecError
 from tec.gguf_file import ModelInfo
 from tec.inputs import Input
+from tec.measure_key import measure_key
 from tec.paths import CACHE, ROOT, relative
 from tec.session import Parser, Step
 
@@ -184,8 +185,10 @@ class Steps:
 
     @property
     def reference_file(self) -> Path:
-        """The scratch file with the reference's predictions."""
-        return CACHE / "parity" / self.study.name / f"{self.row.name}.logits"
+        """The scratch file with the predictions of this build and model on the parity text."""
+        parity = self.scope.parity.model_dump_json()
+        key = measure_key(parity, self.manifest, self.model.sha256, machine="")
+        return CACHE / "parity" / self.study.name / f"{self.row.name}.{key}.logits"
 
     def _asked(self, arm: str) -> str:
         """Return what an arm asks of the cache: off, auto or slots per layer."""

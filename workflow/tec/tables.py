@@ -29,6 +29,12 @@ TABLES = {
     "rows": "row,title,variant,outcome,arch,n_expert,n_expert_used",
 }
 """Table -> the columns that other tools read."""
+LOCALITY_TABLES = {
+    "locality": "row,trace,policy,capacity,hit_rate",
+    "reuse": "row,trace,overlap_8,uniform_8,median_reuse",
+    "overlap": "row,trace,window,overlap",
+}
+"""The same for the rows that have the protocol `locality`; the last one is for figures alone."""
 
 
 def capacity_table(arms: Sequence[ArmSummary]) -> Table:

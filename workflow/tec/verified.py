@@ -28,10 +28,12 @@ def sha256_of(path: Path, tick: Callable[[], None]) -> str:
         tick: called every few megabytes; may raise to stop.
     """
     known = _read().get(str(path.resolve()))
-    if known and known["file"] == _identity(path):
+    before = _identity(path)
+    if known and known["file"] == before:
         return str(known["sha256"])
     found = _hash(path, tick)
-    remember(path, found)
+    if _identity(path) == before:  # else the bytes that were read are not those that are there
+        remember(path, found)
     return found
 
 
@@ -45,9 +47,12 @@ def remember(path: Path, sha256: str) -> None:
 
 
 def _identity(path: Path) -> list[int]:
-    """Return size, time of change and inode: what differs when a file was replaced or written."""
+    """Return what differs when a file was replaced or written: size, times of change, inode.
+
+    The modification time can be set by hand, the time of the inode's change cannot.
+    """
     state = path.stat()
-    return [state.st_size, state.st_mtime_ns, state.st_ino]
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
 
 
 def _read() -> dict[str, Any]:

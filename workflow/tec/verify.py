@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tec.config import Study
@@ -13,16 +14,12 @@ from tec.inputs import INPUTS
 from tec.outcome import Failure, read_records_or_failure
 from tec.paths import RESULTS
 from tec.selection import Selection, add_study_arguments, select_study
-from tec.tables import TABLES
-from tec.verdicts import ENFORCED
+from tec.tables import LOCALITY_TABLES, TABLES
+from tec.verdicts import ENFORCED, PAST
 
 MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-", ".npy": b"\x93NUMPY"}
-LOCALITY_TABLES = {
-    "locality": "row,trace,policy,capacity,hit_rate",
-    "reuse": "row,trace,overlap_8,uniform_8,median_reuse",
-    "overlap": "row,trace,window,overlap",
-}
-"""Table -> the columns that other tools read."""
+_COPIED = re.compile(r"\b[1-9]\d* experts copied into slots")
+"""In the detail of a bitwise check that the cache was at work in."""
 
 
 def problems(selection: Selection, results: Path) -> Iterator[str]:
@@ -34,7 +31,7 @@ def problems(selection: Selection, results: Path) -> Iterator[str]:
         yield from _table(results / "tables" / f"{name}.csv", columns.split(","))
     if traced := [row for row in selection.rows if "locality" in selection.protocols(row)]:
         yield from _locality(results, traced)
-    yield from _parity(results / "tables" / "parity.csv", selection.rows)
+    yield from _parity(results / "tables", selection)
     yield from _speedups(results / "tables" / "main.csv", selection.rows)
     figures = sorted((results / "figures").glob("*.*"))
     if not figures:
@@ -91,17 +88,50 @@ def _locality(results: Path, rows: Iterable[str]) -> Iterator[str]:
                 yield f"{path}: no row {row} with trace {trace}"
 
 
-def _parity(path: Path, names: Iterable[str]) -> Iterator[str]:
-    """Yield failed verdicts, and rows without the verdicts that decide."""
-    rows = _rows(path)
-    for row in rows:
-        if row["verdict"] == "fail" and row["check"] in ENFORCED:
-            yield f"{path}: {row['row']} {row['arm']} {row['check']} failed: {row['detail']}"
-    passed = {(row["row"], row["check"]) for row in rows if row["verdict"] == "pass"}
-    for name in names:
-        for check in ENFORCED:
-            if (name, check) not in passed:
-                yield f"{path}: {name} has no passed verdict '{check}'"
+def _parity(tables: Path, selection: Selection) -> Iterator[str]:
+    """Yield verdicts that decide and have not passed, and rows that lack such verdicts."""
+    path = tables / "parity.csv"
+    lines = [line for line in _rows(path) if line["check"] in ENFORCED]
+    models = {line["row"]: line for line in _rows(tables / "rows.csv")}
+    for line in lines:
+        if line["verdict"] != "pass" and not _is_served_elsewhere(line, lines, models):
+            what = "failed" if line["verdict"] == "fail" else line["verdict"]
+            yield f"{path}: {line['row']} {line['arm']} {line['check']} {what}: {line['detail']}"
+    for row in selection.rows:
+        for batch in map(str, selection.study.scope(row).parity.batches):
+            found = [line for line in lines if (line["row"], line["batch"]) == (row, batch)]
+            for check in ENFORCED:
+                of_check = [line for line in found if line["check"] == check]
+                if not any(
+                    line["verdict"] == "pass" or _is_too_big(line, models) for line in of_check
+                ):
+                    yield f"{path}: {row} has no passed verdict '{check}' for batch {batch}"
+
+
+def _is_served_elsewhere(
+    line: dict[str, str], lines: Sequence[dict[str, str]], models: dict[str, dict[str, str]]
+) -> bool:
+    """Say whether a check that was not run for want of slots was run where there are enough.
+
+    It is where another arm of the row copied experts at the same batch, or none ever can.
+    """
+    if line["verdict"] != "not_run" or PAST not in line["detail"]:
+        return False
+    same = [
+        other
+        for other in lines
+        if all(other[key] == line[key] for key in ("row", "check", "batch"))
+    ]
+    served = any(other["verdict"] == "pass" and _COPIED.search(other["detail"]) for other in same)
+    return served or _is_too_big(line, models)
+
+
+def _is_too_big(line: dict[str, str], models: dict[str, dict[str, str]]) -> bool:
+    """Say whether a step goes past the cache at every capacity: batch x K exceeds N."""
+    model = models.get(line["row"], {})
+    if PAST not in line["detail"] or not (model.get("n_expert") and line["batch"]):
+        return False
+    return int(line["batch"]) * int(model["n_expert_used"]) > int(model["n_expert"])
 
 
 def _speedups(path: Path, names: Iterable[str]) -> Iterator[str]:

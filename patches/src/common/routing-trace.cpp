@@ -53,7 +53,7 @@ void common_routing_recorder::record(int32_t layer, const ggml_tensor * selected
 
 common_routing_trace common_routing_recorder::trace() const {
     if (layers.empty()) {
-        throw std::runtime_error("no routing was recorded: the model has no experts");
+        throw std::runtime_error("no routing was recorded");
     }
     common_routing_trace result;
     result.n_steps  = layers.begin()->second.size()/n_used;
@@ -76,7 +76,7 @@ common_routing_trace common_routing_recorder::trace() const {
 // the format's version 1.0
 static const std::string npy_magic = std::string("\x93NUMPY\x01\x00", 8);
 
-void common_routing_trace::write(const std::string & path) const {
+void common_routing_trace::write(common_result_file & file) const {
     // numpy wants the data to begin at a multiple of 64 bytes
     std::string dict = string_format("{'descr': '<i4', 'fortran_order': False, 'shape': (%lld, %d, %d), }", (long long) n_steps, n_layers, n_used);
     dict.append(63 - (npy_magic.size() + 2 + dict.size()) % 64, ' ');
@@ -85,10 +85,8 @@ void common_routing_trace::write(const std::string & path) const {
     const std::string size = { (char) (dict.size() & 0xff), (char) (dict.size() >> 8) };
     const std::string head = npy_magic + size + dict;
 
-    common_result_file file(path);
     file.write(head.data(), head.size());
     file.write(ids.data(),  ids.size()*sizeof(int32_t));
-    file.commit();
 }
 
 common_routing_trace common_routing_trace::read(const std::string & path) {
@@ -103,11 +101,13 @@ common_routing_trace common_routing_trace::read(const std::string & path) {
         throw std::runtime_error(string_format("'%s' is no .npy file of version 1.0", path.c_str()));
     }
     const size_t n_dict = (unsigned char) content[n_before - 2] + 256*(unsigned char) content[n_before - 1];
-    const std::string dict = content.substr(n_before, n_dict);
+    std::string dict = content.substr(n_before, n_dict);
+    const size_t n_head = n_before + dict.size();
+    dict.erase(dict.find_last_not_of(" \n") + 1);
 
-    static const std::regex wanted(R"(^\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d{1,12}), (\d{1,6}), (\d{1,6})\), *\}\s*$)");
+    static const std::regex wanted(R"(^\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d{1,12}), (\d{1,6}), (\d{1,6})\), *\}$)");
     std::smatch shape;
-    if (!std::regex_match(dict, shape, wanted)) {
+    if (dict.size() > 256 || !std::regex_match(dict, shape, wanted)) { // a longer text could exhaust the stack
         throw std::runtime_error(string_format("'%s' is no routing trace: not little-endian int32 in C order of shape (steps, MoE layers, experts)", path.c_str()));
     }
     common_routing_trace result;
@@ -115,12 +115,15 @@ common_routing_trace common_routing_trace::read(const std::string & path) {
     result.n_layers = std::stoi(shape[2]);
     result.n_used   = std::stoi(shape[3]);
 
-    const size_t have = content.size() - n_before - dict.size();
-    const size_t need = result.n_steps*result.n_layers*result.n_used*sizeof(int32_t);
-    if (have != need) {
-        throw std::runtime_error(string_format("'%s' has %zu bytes of routing, its header promises %zu", path.c_str(), have, need));
+    // the product of the shape could overflow, its quotients cannot
+    const int64_t per_step = (int64_t) result.n_layers*result.n_used;
+    const size_t  have     = content.size() - n_head;
+    const size_t  n_values = have/sizeof(int32_t);
+    if (result.n_steps < 1 || per_step < 1 || have % sizeof(int32_t) != 0 || n_values % per_step != 0 || (int64_t) (n_values/per_step) != result.n_steps) {
+        throw std::runtime_error(string_format("'%s' has %zu bytes of routing, not those of %lld steps, %d layers and %d experts",
+                path.c_str(), have, (long long) result.n_steps, result.n_layers, result.n_used));
     }
-    result.ids.resize(need/sizeof(int32_t));
-    memcpy(result.ids.data(), content.data() + content.size() - need, need);
+    result.ids.resize(n_values);
+    memcpy(result.ids.data(), content.data() + n_head, have);
     return result;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+class common_result_file;
 struct ggml_tensor;
 struct common_params;
 
@@ -22,7 +23,7 @@ struct common_routing_trace {
 
     // both throw std::runtime_error that names the file
     static common_routing_trace read(const std::string & path);
-    void write(const std::string & path) const;
+    void write(common_result_file & file) const;
 };
 
 // collects the experts that the router selects, one token a step

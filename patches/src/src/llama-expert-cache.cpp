@@ -239,7 +239,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
     });
 
     // the layers that this context computes
-    const bool is_mtp  = ctx_type == LLAMA_CONTEXT_TYPE_MTP;
+    const bool is_mtp   = ctx_type == LLAMA_CONTEXT_TYPE_MTP;
     const int  il_begin = is_mtp ? model.hparams.n_layer() : 0;
     const int  il_end   = is_mtp ? model.hparams.n_layer_all : model.hparams.n_layer();
 
@@ -280,7 +280,6 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         reasons.insert("the model has no experts");
     }
 
-    reason.clear();
     for (const auto & why : reasons) {
         reason += (reason.empty() ? "" : "; ") + why;
     }
@@ -322,9 +321,9 @@ void llama_expert_cache::choose_pinned(int32_t wanted) {
     n_pinned = n_pinned_requested < 0 ? std::min(wanted/2, most) : n_pinned_requested;
 }
 
-// bytes of n slots in every layer
-size_t llama_expert_cache::bytes(int32_t n) const {
-    return std::accumulate(layers.begin(), layers.end(), size_t(0), [n](size_t sum, const layer & l) { return sum + n*l.expert_bytes(); });
+// one slot in every layer
+size_t llama_expert_cache::slot_bytes() const {
+    return std::accumulate(layers.begin(), layers.end(), size_t(0), [](size_t sum, const layer & l) { return sum + l.expert_bytes(); });
 }
 
 // steps of more tokens go past the cache
@@ -401,7 +400,7 @@ bool llama_expert_cache::resize() {
     const int32_t wanted  = requested == LLAMA_EXPERT_CACHE_AUTO ? largest : std::min(requested, n_expert);
     if (wanted > largest) {
         throw std::runtime_error(format("expert cache: %d slots of %.1f MiB do not fit: the largest capacity that does is %d",
-                wanted, bytes(1)/1024.0/1024.0, largest));
+                wanted, slot_bytes()/1024.0/1024.0, largest));
     }
 
     choose_pinned(wanted);

@@ -121,7 +121,7 @@ private:
 
     int32_t capacity_that_fits() const;
     int32_t batch_limit() const;
-    size_t  bytes(int32_t n) const;
+    size_t  slot_bytes() const;
 
     const int32_t     requested; // LLAMA_EXPERT_CACHE_AUTO or the number of slots
     const int32_t     n_expert_used;

@@ -47,9 +47,14 @@ llama_expert_routing::llama_expert_routing(const llama_model & model, const int3
     }
     const int32_t n_expert      = model.hparams.n_expert;
     const int32_t n_expert_used = model.hparams.n_expert_used_max();
-    if (n_tokens < 1 || n_layers != (int32_t) index.size() || n_used != n_expert_used) {
+    if (n_tokens < 1 || index.empty() || n_layers != (int32_t) index.size() || n_used != n_expert_used) {
         throw std::runtime_error(format("routing of %lld tokens, %d layers and %d experts per token does not fit the model, which has %d MoE layers and uses %d",
                 (long long) n_tokens, n_layers, n_used, (int) index.size(), n_expert_used));
+    }
+    for (const auto & [il, _] : index) {
+        if ((int32_t) model.hparams.n_expert_used(il) != n_used) {
+            throw std::runtime_error("the layers of the model use different numbers of experts: its routing cannot be given");
+        }
     }
     for (int64_t i = 0; i < n_tokens*n_layers; ++i) {
         const std::set<int32_t> distinct(data + i*n_used, data + (i + 1)*n_used);
@@ -59,6 +64,11 @@ llama_expert_routing::llama_expert_routing(const llama_model & model, const int3
         }
     }
     ids.assign(data, data + n_tokens*n_ids());
+}
+
+const int32_t * llama_expert_routing::at(int64_t pos) const {
+    GGML_ASSERT(pos >= 0);
+    return ids.data() + (pos % n_tokens)*n_ids();
 }
 
 ggml_tensor * llama_expert_routing::build(ggml_context * ctx, llm_graph_result * res, int64_t n_tokens, int64_t n_rows, int il) const {

@@ -23,7 +23,7 @@ public:
     ggml_tensor * build(ggml_context * ctx, llm_graph_result * res, int64_t n_tokens, int64_t n_rows, int il) const;
 
     // experts of all layers at a position; after the last one it begins again
-    const int32_t * at(int64_t pos) const { return ids.data() + (pos % n_tokens)*n_ids(); }
+    const int32_t * at(int64_t pos) const;
 
     // of one position
     int64_t n_ids() const { return (int64_t) index.size()*n_used; }

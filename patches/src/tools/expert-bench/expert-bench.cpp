@@ -119,6 +119,9 @@ static bench_params parse_own(std::vector<char *> & argv) {
     if ((params.forced || !params.trace_out.empty()) && params.most_parallel() > 1) {
         throw std::invalid_argument("--forced and --trace-out decode one sequence at a time: leave out --parallel");
     }
+    if (!params.trace_out.empty() && params.trace_out == params.out) {
+        throw std::invalid_argument("--trace-out and -o name the same file");
+    }
     if (!params.replay.empty() && !params.forced) {
         throw std::invalid_argument("--replay needs --forced: the trace is followed token by token");
     }
@@ -305,6 +308,7 @@ public:
         prompt_counters = {};
         decode_counters = {};
         decode_ns       = 0;
+        n_steps         = 0;
 
         std::vector<sequence> seqs;
         for (size_t first = 0; first < prompts.size(); first += n_parallel) {
@@ -315,6 +319,23 @@ public:
             LOG_INF("repetition %d, %d together: %zu of %zu prompts\n", repetition, n_parallel, last, prompts.size());
         }
         return report(repetition, n_parallel, seqs);
+    }
+
+    // tokens that follow a given routing; it begins at position 0, so there can be one prompt only
+    int64_t n_replay() const {
+        if (prompts.size() != 1) {
+            throw std::runtime_error(string_format("--replay follows a trace with one prompt, there are %zu: set --first 1", prompts.size()));
+        }
+        return n_forced(prompts[0]);
+    }
+
+    common_routing_trace recorded() const {
+        const auto trace = recorder.trace();
+        if (trace.n_steps != n_steps) {
+            throw std::runtime_error(string_format("the routing of %lld steps was recorded in %lld: the model selects experts more than once in a layer",
+                    (long long) trace.n_steps, (long long) n_steps));
+        }
+        return trace;
     }
 
 private:
@@ -420,6 +441,7 @@ private:
         recorder.enable(false);
 
         decode_ns += ns;
+        n_steps++;
         decode_counters.add(delta);
 
         for (size_t s = 0; s < seqs.size(); ++s) {
@@ -469,6 +491,7 @@ private:
             { "parallel",      n_parallel },
             { "forced",        own.forced },
             { "replay",        own.replay.empty() ? json() : json(own.replay) },
+            { "traced",        !own.trace_out.empty() }, // its times are those of a graph computed in pieces
             { "threads",       llama_n_threads(ctx) },
             { "n_ctx",         llama_n_ctx(ctx) },
             { "n_batch",       llama_n_batch(ctx) },
@@ -531,6 +554,7 @@ private:
     counters prompt_counters;
     counters decode_counters;
     int64_t  decode_ns = 0;
+    int64_t  n_steps   = 0;
 
 public:
     int64_t load_ns = 0;
@@ -571,8 +595,12 @@ static void log_callback(ggml_log_level level, const char * text, void * user_da
     common_log_default_callback(level, text, user_data);
 }
 
-static void set_routing(llama_context * ctx, const std::string & path) {
+static void set_routing(llama_context * ctx, const std::string & path, int64_t n_steps) {
     const auto trace = common_routing_trace::read(path);
+    if (trace.n_steps < n_steps) {
+        throw std::runtime_error(string_format("cannot replay '%s': it has %lld steps, %lld tokens are to be decoded: set -n",
+                path.c_str(), (long long) trace.n_steps, (long long) n_steps));
+    }
     if (!llama_set_expert_routing(ctx, trace.ids.data(), trace.n_steps, trace.n_layers, trace.n_used)) {
         throw std::runtime_error(string_format("cannot replay '%s': %s", path.c_str(), last_error.c_str()));
     }
@@ -581,8 +609,10 @@ static void set_routing(llama_context * ctx, const std::string & path) {
 static void run(common_params & params, const bench_params & own) {
     result_lines out(own.out);
 
-    common_routing_recorder recorder;
+    common_routing_recorder             recorder;
+    std::unique_ptr<common_result_file> trace_file;
     if (!own.trace_out.empty()) {
+        trace_file = std::make_unique<common_result_file>(own.trace_out);
         recorder.attach(params);
     }
 
@@ -595,20 +625,21 @@ static void run(common_params & params, const bench_params & own) {
 
     const auto load_ns = time_ns() - t_start;
 
-    if (!own.replay.empty()) {
-        set_routing(init->context(), own.replay);
-    }
-
     bench b(params, own, init->context(), read_prompts(own.prompts, own.first, llama_model_get_vocab(init->model())), recorder);
     b.load_ns = load_ns;
+
+    if (!own.replay.empty()) {
+        set_routing(init->context(), own.replay, b.n_replay());
+    }
 
     for (int32_t r = 0; r < own.repetitions; ++r) {
         for (const int32_t n_parallel : own.parallel) {
             out.write(b.run(r, n_parallel));
         }
     }
-    if (!own.trace_out.empty()) {
-        recorder.trace().write(own.trace_out); // of the last repetition
+    if (trace_file) {
+        b.recorded().write(*trace_file); // of the last repetition
+        trace_file->commit();
     }
     out.commit();
 }
@@ -631,14 +662,19 @@ int main(int argc, char ** argv) {
         if (own.prompts.empty()) {
             throw std::invalid_argument("--prompts is missing");
         }
-        if (params.n_predict < 1 && !own.forced) {
+        if (params.n_predict < 1 && !(own.forced && params.n_predict == -1)) {
             throw std::invalid_argument("-n must be at least 1");
+        }
+        if (!own.trace_out.empty() && !own.forced && params.n_predict == 1) {
+            throw std::invalid_argument("--trace-out needs a decode step: the first token belongs to the prompt, set -n 2");
+        }
+        if (std::min(params.n_batch, params.n_ubatch) < own.most_parallel()) {
+            throw std::invalid_argument(string_format("--parallel %d needs -b and -ub of at least as much", own.most_parallel()));
         }
 
         // one context for all sequences; only the last token of a prompt and one token per sequence have logits
         params.n_parallel = own.most_parallel();
         params.kv_unified = true;
-        params.n_batch    = std::max(params.n_batch, own.most_parallel());
 
         llama_backend_init();
         llama_numa_init(params.numa);

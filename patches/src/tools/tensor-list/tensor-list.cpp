@@ -17,8 +17,8 @@
 #include <clocale>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <regex>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -97,17 +97,25 @@ static gguf_context_ptr read_metadata(const list_params & params) {
     return metadata;
 }
 
+static void check_optional(const std::string & name, const list_params & params) {
+    for (const auto & pattern : params.without) {
+        if (std::regex_search(name, std::regex(pattern))) {
+            throw std::runtime_error(string_format("--without %s: '%s' is not optional", pattern.c_str(), name.c_str()));
+        }
+    }
+}
+
 static void list_tensors(const llama_model * model, const list_params & params) {
-    std::set<std::string> seen; // tied weights are there twice
+    std::map<std::string, const ggml_tensor *> tensors; // tied weights are there twice
+    std::vector<std::string> names;
     for (const auto & [name, tensor] : llama_internal_get_tensor_map(model)) {
-        if (!seen.insert(name).second) {
-            continue;
+        check_optional(name, params);
+        if (tensors.emplace(name, tensor).second) {
+            names.push_back(name);
         }
-        for (const auto & pattern : params.without) {
-            if (std::regex_search(name, std::regex(pattern))) {
-                throw std::runtime_error(string_format("--without %s: '%s' is not optional", pattern.c_str(), name.c_str()));
-            }
-        }
+    }
+    for (const auto & name : names) {
+        const ggml_tensor * tensor = tensors.at(name);
         printf("%s\n", json({
             { "name",  name },
             { "shape", std::vector<int64_t>(tensor->ne, tensor->ne + ggml_n_dims(tensor)) },
