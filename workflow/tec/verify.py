@@ -127,11 +127,11 @@ def _is_served_elsewhere(
 
 
 def _is_too_big(line: dict[str, str], models: dict[str, dict[str, str]]) -> bool:
-    """Say whether a step goes past the cache at every capacity: batch x K exceeds N."""
+    """Say whether no cache smaller than the layer can serve the step: batch x K reaches N."""
     model = models.get(line["row"], {})
     if PAST not in line["detail"] or not (model.get("n_expert") and line["batch"]):
         return False
-    return int(line["batch"]) * int(model["n_expert_used"]) > int(model["n_expert"])
+    return int(line["batch"]) * int(model["n_expert_used"]) >= int(model["n_expert"])
 
 
 def _speedups(path: Path, names: Iterable[str]) -> Iterator[str]:
