@@ -32,6 +32,11 @@ from tec.records import Record, read_records
 
 pytestmark = pytest.mark.usefixtures("apart")
 
+WITH_LOCALITY = {
+    "prompts": {"n_gen": 8, "rounds": 1, "threads": 1, "ctx": 64},
+    "locality": {"tokens": 9, "threads": 1},
+}
+
 
 def measure(folder: Path, **faults: Any) -> list[Record]:
     maker = make_steps(folder, **faults)
@@ -332,13 +337,7 @@ class TestCommand:
 def test_locality_records_each_inputs_routing_once_and_counts_at_every_capacity(
     tmp_path: Path,
 ) -> None:
-    study = make_study(
-        tmp_path,
-        protocols={
-            "prompts": {"n_gen": 8, "rounds": 1, "threads": 1, "ctx": 64},
-            "locality": {"tokens": 9, "threads": 1},
-        },
-    )
+    study = make_study(tmp_path, protocols=WITH_LOCALITY)
     maker = make_steps(tmp_path, study)
     write_moe(tmp_path / "toy.gguf")  # make_steps leaves a stand-in there
     made = make_session(tmp_path, maker, "locality")
@@ -358,13 +357,7 @@ def test_locality_records_each_inputs_routing_once_and_counts_at_every_capacity(
 def test_counts_that_the_trace_does_not_predict_are_the_rows_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = make_study(
-        tmp_path,
-        protocols={
-            "prompts": {"n_gen": 8, "rounds": 1, "threads": 1, "ctx": 64},
-            "locality": {"tokens": 9, "threads": 1},
-        },
-    )
+    study = make_study(tmp_path, protocols=WITH_LOCALITY)
     monkeypatch.setattr(measure_module, "load_study", lambda _: study)
     monkeypatch.setattr(measure_module, "load_row", lambda _: make_row(tmp_path))
     (tmp_path / "build.json").write_text(install(tmp_path / "bin").model_dump_json())

@@ -125,9 +125,9 @@ def test_failure_says_nothing_of_the_machine_and_standard_error_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = TecError(
-        "cannot reach https://user:secret@mirror.local/x (/root/.cache/huggingface/hub)",
+        "cannot reach https://user:secret@mirror.local/x (/home/someone/.cache/huggingface/hub)",
         "https://mirror.local/api",
-        "look into /root/.cache",
+        "look into /home/someone/.cache",
     )
     failure = failure_in(run(tmp_path, error)[0])
     assert failure is not None

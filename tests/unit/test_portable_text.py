@@ -12,7 +12,7 @@ from tec.portable_text import portable
         (f"{ROOT}/configs/models/toy.yaml, line 3", "configs/models/toy.yaml, line 3"),
         (f"{ROOT}-old/a.yaml", "a.yaml"),
         (f"in {ROOT}: nothing", "in : nothing"),
-        ("not found (/root/.cache/huggingface/hub)", "not found (hub)"),
+        ("not found (/home/someone/.cache/huggingface/hub)", "not found (hub)"),
         ("No such file: '/home/me/my models/a.gguf'", "No such file: 'a.gguf'"),
         ("~/models/a.gguf is cut off", "a.gguf is cut off"),
         ("tool --model=/srv/a.gguf -o /tmp/x/", "tool --model=a.gguf -o x"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from huggingface_hub import constants
 
 from tec import hub_cache, hub_client, hub_local, hub_xet
 from tec.config import HubSource, Row, load_row
-from tec.errors import RunError, TecError
+from tec.errors import RunError, TecError, disk_is_full
 from tec.gguf_file import Part
 from tec.hub_cache import CachedFile
 from tec.hub_download import Download
@@ -211,7 +210,7 @@ def _readable(error: BaseException) -> TecError:
         return error
     if not isinstance(error, OSError):
         raise error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return RunError(
             "the disk is full",
             error.filename or hub_cache.root(),

@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from tec.config import HubSource, Name
 from tec.errors import TecError
 from tec.files import write_atomically
+from tec.misfit import misfits
 from tec.paths import CACHE
 from tec.quantities import Bytes, Sha256
 from tec.yaml_file import Section
@@ -69,10 +70,8 @@ def read_lock(path: Path) -> HubLock:
     try:
         return HubLock.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "file"
         raise TecError(
-            f"the lock file does not fit: {place}: {first['msg']}",
+            f"the lock file does not fit: {misfits(error)[0]}",
             path,
             "restore it (git checkout), or delete it and pin the rows again",
         ) from None

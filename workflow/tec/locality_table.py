@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tec.errors import TecError
-from tec.files import sha256_file, write_atomically
+from tec.files import write_atomically
 from tec.gguf_file import ModelInfo
 from tec.locality import POLICIES, WINDOWS, Locality, analyse
-from tec.locality_check import check_counts
+from tec.locality_check import check_input
 from tec.outcome import Failure, read_records_or_failure
 from tec.records import Record
-from tec.routing_trace import RoutingTrace, read_trace
 from tec.table import Column, Table, Value, digits, percent, to_csv, write_tables
 from tec.trace import shown_capacities
 
@@ -60,30 +58,8 @@ def read_studies(results: Path, row: str) -> list[InputStudy]:
 
 
 def _read_study(path: Path, name: str, records: Sequence[Record]) -> InputStudy:
-    records = [record for record in records if record.test == name]
-    reference = next((record for record in records if "trace_sha256" in record.result), None)
-    if reference is None:
-        raise TecError(
-            f"no record of the process that wrote the trace of the input '{name}'", path, _HINT
-        )
-    trace = _read_trace(path, reference)
-    counted = check_counts(trace, records)
-    return InputStudy(reference.model, name, analyse(trace), counted)
-
-
-def _read_trace(path: Path, record: Record) -> RoutingTrace:
-    """Read the trace that the record's process wrote."""
-    model = record.model
-    trace = read_trace(path, model.n_expert)
-    if sha256_file(path) != record.result["trace_sha256"]:
-        raise TecError("the trace is not the one of the record", path, _HINT)
-    if (trace.n_layers, trace.top_k) != (model.n_moe_layers, model.n_expert_used):
-        raise TecError(
-            f"the trace has {trace.n_layers} layers and {trace.top_k} experts per token, the model "
-            f"{model.n_moe_layers} and {model.n_expert_used}",
-            path,
-        )
-    return trace
+    checked = check_input(path, name, records, _HINT)
+    return InputStudy(checked.model, name, analyse(checked.trace), checked.counted)
 
 
 def locality_table(studies: Sequence[InputStudy]) -> Table:

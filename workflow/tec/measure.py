@@ -13,14 +13,13 @@ from tec import choice, outcome
 from tec.build import load_manifest
 from tec.config import load_row, load_study
 from tec.errors import TecError
-from tec.files import sha256_file, write_atomically
+from tec.files import write_atomically
 from tec.gguf_file import ModelInfo
 from tec.inputs import INPUTS, InputName, input_folder, write_inputs
 from tec.measure_key import measure_key, settings_key
 from tec.models import read_model
 from tec.paths import ROOT
 from tec.records import Protocol, read_records
-from tec.routing_trace import read_trace
 from tec.session import Session, Step, build_info
 from tec.steps import Steps
 from tec.system import read_system
@@ -62,13 +61,12 @@ def locality_plan(steps: Steps, kept: Path) -> list[Step]:
         raise _not_in_study(steps, "locality")
     folder = input_folder(steps.study.name, steps.row.name)
     inputs = write_inputs(steps.model, steps.scope.parity.text, protocol.tokens, folder)
-    cached = [name for name, arm in steps.arms.items() if arm.expert_cache != "off"]
     return [
         steps.decode_input(
             protocol, tokens, arm, kept_trace(kept, tokens.name) if number == 0 else None
         )
         for tokens in inputs
-        for number, arm in enumerate([steps.reference, *cached])
+        for number, arm in enumerate([steps.reference, *steps.cached])
     ]
 
 
@@ -231,17 +229,12 @@ def _locality(options: argparse.Namespace) -> None:
 
 def _check_counts(session: Session) -> None:
     """Raise a TecError unless the counted hits are those that the traces predict."""
-    from tec.locality_check import check_counts  # compiles its loops; other protocols need not
+    from tec.locality_check import check_input  # compiles its loops; other protocols need not
 
     records = read_records(session.kept)
+    hint = f"move {session.kept} away and run again"
     for name in INPUTS:
-        path = kept_trace(session.kept, name)
-        of_input = [record for record in records if record.test == name]
-        if sha256_file(path) not in {r.result.get("trace_sha256") for r in of_input}:
-            raise TecError(
-                "the trace is not the one of its record", path, f"move {session.kept} away"
-            )
-        check_counts(read_trace(path, session.model.n_expert), of_input)
+        check_input(kept_trace(session.kept, name), name, records, hint)
 
 
 def _read_trace(trace: Path, kept: Path) -> bytes:

@@ -18,6 +18,7 @@ from tec.config import FileSource, Row, Shape, Variant, load_row
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
 from tec.gguf_file import Geometry, ModelInfo, Part, read_geometry
+from tec.misfit import misfits
 from tec.paths import MINIATURES, MODELS, ROOT, model_record
 from tec.routing_summary import RoutingSummary
 
@@ -69,10 +70,8 @@ def read_model(record: Path) -> ModelInfo:
     try:
         return ModelInfo.model_validate_json(record.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "file"
         raise TecError(
-            f"the record of a model is damaged or of an older layout: {place}: {first['msg']}",
+            f"the record of a model is damaged or of an older layout: {misfits(error)[0]}",
             record,
             "delete it and run again",
         ) from None

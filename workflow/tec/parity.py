@@ -22,7 +22,7 @@ from tec.verdicts import judge
 def parity_plan(steps: Steps) -> list[Step]:
     """Return the processes that parity is judged from."""
     reference = steps.reference
-    cached = [name for name, arm in steps.arms.items() if arm.expert_cache != "off"]
+    cached = steps.cached
     greedy = [(reference, number) for number in range(steps.scope.parity.rounds)]
     greedy += [(arm, 0) for arm in cached]
     compared = [reference, *dict.fromkeys((cached[0], cached[-1]))] if cached else [reference]

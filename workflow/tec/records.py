@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tec.errors import TecError
+from tec.errors import TecError, disk_is_full
 from tec.gguf_file import ModelInfo
 from tec.quantities import Bytes, Count, Seconds, ShortHash
 from tec.system import System
@@ -150,7 +150,7 @@ def append_record(path: Path, record: Record) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not disk_is_full(error):
                 raise
             os.ftruncate(file.fileno(), before)
             raise TecError(

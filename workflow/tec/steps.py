@@ -40,6 +40,11 @@ class Steps:
         n_expert, n_expert_used = self.model.n_expert, self.model.n_expert_used
         return self.choice.narrow(self.study.expand_arms(self.row.name, n_expert, n_expert_used))
 
+    @property
+    def cached(self) -> list[str]:
+        """The arms with the cache on."""
+        return [name for name, arm in self.arms.items() if arm.expert_cache != "off"]
+
     @cached_property
     def reference(self) -> str:
         """The arm that the others are compared with: the first with the cache off.

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from tec.errors import TecError
+from tec.misfit import misfits
 from tec.nearest import suggestion
 
 
@@ -53,15 +54,7 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise TecError(_describe(error), path, "correct the file and run again") from None
-
-
-def _describe(error: ValidationError) -> str:
-    """Return one line per misfit: key path, then message."""
-    lines = [
-        f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
-    ]
-    return "\n".join(lines)
+        raise TecError("\n".join(misfits(error)), path, "correct the file and run again") from None
 
 
 class _Loader(yaml.SafeLoader):
