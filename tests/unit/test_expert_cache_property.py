@@ -108,6 +108,10 @@ class Driver:
             misses=int(words[hits_at + 3]),
         )
 
+    def gather(self, n_tokens: int, ids: list[int]) -> None:
+        """Collect experts of a step of any size; the driver compares their bytes."""
+        assert self.ask("gather", n_tokens, len(ids) // n_tokens, *ids) == "ok"
+
     def table(self) -> list[int]:
         kind, *experts = self.ask("table").split()
         assert kind == "table"
@@ -207,3 +211,20 @@ def test_step_that_might_not_fit_is_refused_and_changes_nothing(driver: Driver) 
     assert driver.ask("step", 2, 2, 0, 1, 0, 1).startswith("error")
     assert driver.table() == before
     assert driver.step(1, [0, 1]).hits == 2
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+@given(scenario=scenarios(), data=st.data())
+def test_gathering_finds_every_expert_and_changes_nothing(
+    driver: Driver, scenario: Scenario, data: st.DataObject
+) -> None:
+    """Experts come from their slots or from the store, also more than there are slots."""
+    reference = Reference(scenario.n_expert, scenario.capacity, list(scenario.pinned))
+    driver.init(scenario.n_expert, scenario.capacity, scenario.pinned)
+    experts = st.lists(st.integers(0, scenario.n_expert - 1), min_size=1, max_size=64)
+    for n_tokens, ids in scenario.steps:
+        gathered = data.draw(experts)
+        driver.gather(len(gathered), gathered)
+        slots, fills = reference.step(ids)
+        answer = driver.step(n_tokens, ids)
+        assert answer == Answer(slots, fills, reference.hits, reference.misses)

@@ -115,21 +115,55 @@ llama_expert_pin_list llama_expert_pin_list::read(const std::string & path, uint
 }
 
 //
+// llama_expert_view
+//
+
+ggml_tensor * llama_expert_view::get(const ggml_tensor * t) const {
+    const auto it = std::find_if(tensors.begin(), tensors.end(), [t](const auto & entry) { return entry.first == t; });
+    GGML_ASSERT(it != tensors.end());
+    return it->second;
+}
+
+//
 // llama_expert_cache
 //
 
+// of an expert: gate, up and down weights, biases and scales
+static constexpr size_t MAX_TENSORS = 9;
+
+// On GPUs, products of more tokens are computed by kernels whose order of sums depends on how many experts the tensor
+// has: with the slots in place of all experts, results would differ in the last bits from those without the cache.
+static constexpr int32_t MAX_TOKENS_IN_SLOTS = 8;
+
+// the dimension of a tensor that counts experts: weights have 3, biases 2, scales 1
+static int expert_dim(const ggml_tensor * t) {
+    return ggml_n_dims(t) - 1;
+}
+
 size_t llama_expert_cache::layer::expert_bytes() const {
-    return std::accumulate(exps.begin(), exps.end(), size_t(0), [](size_t sum, const weights & w) { return sum + w.store->nb[2]; });
+    return std::accumulate(exps.begin(), exps.end(), size_t(0), [](size_t sum, const weights & w) { return sum + w.store->nb[expert_dim(w.store)]; });
+}
+
+bool llama_expert_cache::layer::mapped() const {
+    return std::all_of(exps.begin(), exps.end(), [](const weights & w) { return w.address != nullptr; });
 }
 
 ggml_tensor * llama_expert_cache::layer::build_fill(ggml_context * ctx, ggml_tensor * slots) const {
-    std::vector<const void *>  store;
-    std::vector<ggml_tensor *> cache;
-    for (const auto & w : exps) {
-        store.push_back(w.store->data);
-        cache.push_back(w.cache);
+    const bool by_device = mapped();
+
+    // one operation for all of them, except for the rare models that have biases and scales
+    for (size_t begin = 0; begin < exps.size(); begin += GGML_EXPERT_CACHE_MAX_WEIGHTS) {
+        const size_t end = std::min(exps.size(), begin + GGML_EXPERT_CACHE_MAX_WEIGHTS);
+
+        std::vector<const void *>  store;
+        std::vector<ggml_tensor *> cache;
+        for (size_t i = begin; i < end; ++i) {
+            store.push_back(by_device ? exps[i].address : exps[i].store->data);
+            cache.push_back(exps[i].cache);
+        }
+        slots = ggml_expert_fill(ctx, slots, &state, end - begin, cache.data(), store.data(), by_device);
     }
-    return ggml_expert_fill(ctx, slots, &state, exps.size(), cache.data(), store.data());
+    return slots;
 }
 
 llama_expert_cache::llama_expert_cache(
@@ -189,7 +223,7 @@ static bool dev_has_expert_cache(ggml_backend_dev_t dev) {
     const void  * store = nullptr;
     ggml_tensor * cache = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 1, 1, 1);
     ggml_tensor * slots = ggml_expert_resolve(ctx.get(), ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, 1, 1), &state, 0);
-    ggml_tensor * fill  = ggml_expert_fill(ctx.get(), slots, &state, 1, &cache, &store);
+    ggml_tensor * fill  = ggml_expert_fill(ctx.get(), slots, &state, 1, &cache, &store, true);
 
     return ggml_backend_dev_supports_op(dev, slots) && ggml_backend_dev_supports_op(dev, fill);
 }
@@ -232,6 +266,12 @@ static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend
     return "";
 }
 
+static std::vector<ggml_tensor *> present(std::initializer_list<ggml_tensor *> tensors) {
+    std::vector<ggml_tensor *> result;
+    std::copy_if(tensors.begin(), tensors.end(), std::back_inserter(result), [](const ggml_tensor * t) { return t != nullptr; });
+    return result;
+}
+
 void llama_expert_cache::collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type) {
     const bool have_gpu = std::any_of(backends.begin(), backends.end(), [](const ggml_backend_ptr & backend) {
         const auto type = ggml_backend_dev_type(ggml_backend_get_device(backend.get()));
@@ -247,12 +287,9 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
     for (int il = il_begin; il < il_end; ++il) {
         const auto & ml = model.layers[il];
 
-        std::vector<ggml_tensor *> exps;
-        for (ggml_tensor * t : { ml.ffn_gate_up_exps, ml.ffn_gate_exps, ml.ffn_up_exps, ml.ffn_down_exps }) {
-            if (t) {
-                exps.push_back(t);
-            }
-        }
+        const auto exps   = present({ ml.ffn_gate_up_exps,   ml.ffn_gate_exps,   ml.ffn_up_exps,   ml.ffn_down_exps   });
+        const auto biases = present({ ml.ffn_gate_up_exps_b, ml.ffn_gate_exps_b, ml.ffn_up_exps_b, ml.ffn_down_exps_b });
+        const auto scales = present({                        ml.ffn_gate_exps_s, ml.ffn_up_exps_s, ml.ffn_down_exps_s });
         if (exps.empty()) {
             continue;
         }
@@ -270,8 +307,10 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
             reasons.insert(why);
             continue;
         }
-        for (ggml_tensor * t : exps) {
-            cur.exps.push_back({ t, nullptr, slots_buft(cur.dev, t) });
+        for (const auto & tensors : { exps, biases, scales }) {
+            for (ggml_tensor * t : tensors) {
+                cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), store.map(cur.dev, t) });
+            }
         }
         layers.push_back(std::move(cur));
     }
@@ -326,9 +365,11 @@ size_t llama_expert_cache::slot_bytes() const {
     return std::accumulate(layers.begin(), layers.end(), size_t(0), [](size_t sum, const layer & l) { return sum + l.expert_bytes(); });
 }
 
-// steps of more tokens go past the cache
+// steps of more tokens do not use the slots
 int32_t llama_expert_cache::batch_limit() const {
-    return (n_slots - n_pinned)/n_expert_used;
+    const bool on_cpu = std::all_of(layers.begin(), layers.end(), [](const layer & l) { return is_cpu(l.dev); });
+    const int32_t fit = (n_slots - n_pinned)/n_expert_used;
+    return on_cpu ? fit : std::min(fit, MAX_TOKENS_IN_SLOTS);
 }
 
 // host memory that can be had without swapping, of the machine and of the container; SIZE_MAX where nothing tells
@@ -416,6 +457,21 @@ bool llama_expert_cache::resize() {
     return true;
 }
 
+// [.., .., n_slots], also for biases and scales: what fills them knows only weights
+static ggml_tensor * new_slots(ggml_context * ctx, const ggml_tensor * store, int32_t n_slots) {
+    const int dim = expert_dim(store);
+    // the kernels for repacked weights want more than one matrix
+    return ggml_new_tensor_3d(ctx, store->type, dim > 0 ? store->ne[0] : 1, dim > 1 ? store->ne[1] : 1, std::max(n_slots, 2));
+}
+
+static ggml_tensor * like_store(ggml_context * ctx, ggml_tensor * slots, const ggml_tensor * store) {
+    switch (expert_dim(store)) {
+        case 0:  return ggml_view_1d(ctx, slots, slots->ne[2], 0);
+        case 1:  return ggml_view_2d(ctx, slots, slots->ne[0], slots->ne[2], slots->nb[2], 0);
+        default: return slots;
+    }
+}
+
 void llama_expert_cache::allocate(int32_t n_slots_new) {
     ctxs_bufs.clear(); // free the old slots first
     cached.clear();
@@ -425,8 +481,8 @@ void llama_expert_cache::allocate(int32_t n_slots_new) {
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
     const auto ctx_for_buft = [&](ggml_backend_buffer_type_t buft) {
         if (ctx_map.count(buft) == 0) {
-            // 3 weights and the 5 tensors of the state
-            ggml_init_params params = { /*.mem_size =*/ 8*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+            // the tensors of the experts, views of them, and the 5 tensors of the state
+            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 5)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
             ctx_map[buft] = ggml_init(params);
             ctxs_bufs.emplace_back(ctx_map[buft], nullptr);
         }
@@ -438,11 +494,12 @@ void llama_expert_cache::allocate(int32_t n_slots_new) {
 
         const int32_t n = std::min(n_slots, l.n_expert());
 
-        for (auto & w : l.exps) {
-            // the kernels for repacked weights want more than one matrix
-            w.cache = ggml_new_tensor_3d(ctx_for_buft(w.buft), w.store->type, w.store->ne[0], w.store->ne[1], std::max(n, 2));
+        for (size_t j = 0; j < l.exps.size(); ++j) {
+            auto & w = l.exps[j];
+            w.cache = new_slots(ctx_for_buft(w.buft), w.store, n);
+            w.slots = like_store(ctx_for_buft(w.buft), w.cache, w.store);
             ggml_format_name(w.cache, "%s.slots", w.store->name);
-            cached[w.store] = { i, w.cache };
+            cached[w.store] = { i, j };
         }
 
         // the state is in plain memory
@@ -462,10 +519,11 @@ void llama_expert_cache::allocate(int32_t n_slots_new) {
 }
 
 void llama_expert_cache::reset() {
-    // one node and its sources
-    const size_t n_tensors = 1 + GGML_MAX_SRC;
+    // the operations that fill a layer, and their sources
+    const size_t n_fills   = (MAX_TENSORS + GGML_EXPERT_CACHE_MAX_WEIGHTS - 1)/GGML_EXPERT_CACHE_MAX_WEIGHTS;
+    const size_t n_tensors = n_fills*(1 + GGML_MAX_SRC);
 
-    ggml_init_params params = { /*.mem_size =*/ ggml_tensor_overhead() + ggml_graph_overhead_custom(n_tensors, false), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+    ggml_init_params params = { /*.mem_size =*/ n_fills*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_tensors, false), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
 
     for (const auto & l : layers) {
         ggml_expert_cache_state_init(&l.state, l.order.data());
@@ -474,9 +532,10 @@ void llama_expert_cache::reset() {
         ggml_cgraph    * gf = ggml_new_graph_custom(ctx.get(), n_tensors, false);
 
         // all owners are on the fill list
-        ggml_tensor * fill = l.build_fill(ctx.get(), l.state.owner);
-        ggml_backend_view_init(fill);
-        ggml_build_forward_expand(gf, fill);
+        ggml_build_forward_expand(gf, l.build_fill(ctx.get(), l.state.owner));
+        for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+            ggml_backend_view_init(ggml_graph_node(gf, i));
+        }
 
         if (ggml_backend_graph_compute(l.backend, gf) != GGML_STATUS_SUCCESS) {
             throw std::runtime_error(format("expert cache: cannot fill the slots of layer %d", l.il));
@@ -484,25 +543,42 @@ void llama_expert_cache::reset() {
     }
 }
 
-ggml_tensor * llama_expert_cache::build_slots(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const {
+llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const {
     const layer * l = nullptr;
+    std::vector<const weights *> used;
     for (const ggml_tensor * t : exps) {
         if (!t) {
             continue;
         }
         const auto it = cached.find(t);
         if (it == cached.end()) {
-            return nullptr;
+            return {};
         }
         l = &layers[it->second.layer];
+        used.push_back(&l->exps[it->second.weight]);
     }
     asked = true;
 
+    llama_expert_view result;
+
     const int32_t pinned = std::min(n_pinned, l->n_listed);
-    if (ggml_nelements(selected) > l->state.owner->ne[0] - pinned) {
-        return nullptr;
+    if (ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && (is_cpu(l->dev) || selected->ne[1] <= MAX_TOKENS_IN_SLOTS)) {
+        ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
+        if (ggml_backend_dev_supports_op(l->dev, slots)) {
+            result.ids = l->build_fill(ctx, slots);
+            for (const weights * w : used) {
+                result.tensors.emplace_back(w->store, w->slots);
+            }
+            return result;
+        }
     }
-    return l->build_fill(ctx, ggml_expert_resolve(ctx, selected, &l->state, pinned));
+    if (!is_cpu(l->dev) && l->mapped()) {
+        result.ids = selected;
+        for (const weights * w : used) {
+            result.tensors.emplace_back(w->store, ggml_expert_gather(ctx, selected, &l->state, w->cache, w->store, w->address));
+        }
+    }
+    return result;
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_expert_cache::memory_breakdown() const {
@@ -535,6 +611,11 @@ std::string llama_expert_cache_info::warning() const {
             n_expert, n_expert_used, few);
 }
 
+std::string llama_expert_cache_info::miss_cost() const {
+    return format("a miss copies up to %.1f KiB from %s memory%s", expert_bytes/1024.0, pinned_bytes > 0 && !by_host ? "pinned" : "pageable",
+            by_host ? ", and in every layer the host waits for the device because the memory could not be pinned" : "");
+}
+
 std::string llama_expert_cache_info::json() const {
     std::string device_list;
     for (const auto & name : devices) {
@@ -543,16 +624,14 @@ std::string llama_expert_cache_info::json() const {
     const std::string asked =
         requested == LLAMA_EXPERT_CACHE_OFF  ? "off"  :
         requested == LLAMA_EXPERT_CACHE_AUTO ? "auto" : std::to_string(requested);
-    const std::string miss_cost = engaged ? format("copy of up to %.1f KiB from host memory", expert_bytes/1024.0) : "";
-
     return
         format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"lru\", ", engaged ? "true" : "false", json_string(reason).c_str()) +
         format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", asked.c_str(), capacity, pinned) +
         format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
         format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
-        format("\"store_pinned\": false, \"miss_cost\": %s, \"batch_limit\": %d, \"warning\": %s}",
-                json_string(miss_cost).c_str(), batch_limit, json_string(warning()).c_str());
+        format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s}",
+                pinned_bytes > 0 && !by_host ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str());
 }
 
 std::string llama_expert_cache_info::line() const {
@@ -566,7 +645,7 @@ std::string llama_expert_cache_info::line() const {
     return
         format("expert cache: engaged: lru, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
                 capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
-        format("a miss copies up to %.1f KiB from pageable memory; steps of up to %d tokens%s%s", expert_bytes/1024.0, batch_limit,
+        format("%s; steps of up to %d tokens%s%s%s", miss_cost().c_str(), batch_limit, gathers ? ", larger ones gather their experts" : "",
                 reason.empty() ? "" : "; other layers not served: ", reason.c_str());
 }
 
@@ -584,11 +663,15 @@ llama_expert_cache_info llama_expert_cache::info() const {
     result.n_layers_moe  = n_moe;
     result.batch_limit   = engaged() ? batch_limit() : 0;
 
+    result.pinned_bytes  = store.size();
+
     for (const auto & [_, size] : memory_breakdown()) {
         result.cache_bytes += size;
     }
     for (const auto & l : layers) {
         result.expert_bytes = std::max(result.expert_bytes, l.expert_bytes());
+        result.by_host      = result.by_host || !l.mapped();
+        result.gathers      = !is_cpu(l.dev) && !result.by_host;
         result.store_bytes += l.n_expert()*l.expert_bytes();
         result.devices.insert(ggml_backend_dev_name(l.dev));
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "llama-expert-store.h"
 #include "llama-experts.h"
 
 #include "ggml-cpp.h"
@@ -38,18 +39,32 @@ struct llama_expert_cache_info {
     int32_t     n_expert_used = 0;
     int32_t     n_layers      = 0;     // served by the cache
     int32_t     n_layers_moe  = 0;     // with experts
-    int32_t     batch_limit   = 0;     // steps of more tokens go past the cache
+    int32_t     batch_limit   = 0;     // steps of more tokens do not use the slots
+    bool        gathers       = false; // but what is in them, the rest from pinned host memory; else they go past the cache
     size_t      cache_bytes   = 0;
     size_t      store_bytes   = 0;
     size_t      expert_bytes  = 0;     // largest expert
+    size_t      pinned_bytes  = 0;     // host memory that devices read themselves
+    bool        by_host       = false; // they cannot: the host copies, for which it waits for the device in each layer
 
     std::set<std::string> devices;
+
+    std::string miss_cost() const;
 
     // why the cache is not expected to pay off, empty if nothing speaks against it
     std::string warning() const;
 
     std::string json() const; // one line
     std::string line() const; // for people
+};
+
+// where the graph of a step finds the experts of a layer
+struct llama_expert_view {
+    ggml_tensor * ids = nullptr; // index in the tensors below; null = not with the cache
+
+    std::vector<std::pair<const ggml_tensor *, ggml_tensor *>> tensors; // weights, biases and scales: the model's, and where they are
+
+    ggml_tensor * get(const ggml_tensor * t) const;
 };
 
 // Keeps the most recently used experts of the layers whose experts are in host memory on the device of the layer.
@@ -73,13 +88,11 @@ public:
 
     bool engaged() const { return !layers.empty(); }
 
-    // slots of the selected experts, or null if these weights are not served or the step has too many experts
+    // a step whose experts fit in the slots finds them there; a larger one in tensors that are gathered for it from the
+    // slots and the store, where the device can read the store. Empty if neither, or if these tensors are not served.
     //   selected: I32 [n_expert_used, n_tokens]
-    //   exps:     the weights that will be multiplied, null for those that the model does not have
-    ggml_tensor * build_slots(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const;
-
-    // the slots of expert weights for which build_slots gave a result
-    ggml_tensor * get_cached(const ggml_tensor * exps) const { return cached.at(exps).cache; }
+    //   exps:     the weights, biases and scales that will be used, null for those that the model does not have
+    llama_expert_view view(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const;
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const;
 
@@ -89,11 +102,13 @@ public:
     const std::string & status() const { return status_json; }
 
 private:
-    // weights of the experts of a layer: gate, up or down
+    // gate, up or down weights of the experts of a layer, their biases or their scales
     struct weights {
-        ggml_tensor              * store; // [.., .., n_expert] in host memory
-        ggml_tensor              * cache; // [.., .., n_slots]  on the device
-        ggml_backend_buffer_type_t buft;  // of cache
+        ggml_tensor              * store;   // last dimension: n_expert
+        ggml_tensor              * cache;   // [.., .., n_slots] on the device
+        ggml_tensor              * slots;   // the same with as many dimensions as store
+        ggml_backend_buffer_type_t buft;    // of cache
+        const void               * address; // of store, for the device; null if it cannot read it
     };
 
     struct layer {
@@ -109,6 +124,7 @@ private:
 
         int32_t n_expert()     const { return exps[0].store->ne[2]; }
         size_t  expert_bytes() const;
+        bool    mapped()       const;
 
         ggml_tensor * build_fill(ggml_context * ctx, ggml_tensor * slots) const;
     };
@@ -130,18 +146,19 @@ private:
     int32_t           n_slots  = 0;
     int32_t           n_pinned = 0;
     int32_t           n_moe    = 0; // layers with experts, served or not
-    mutable bool      asked    = false; // some graph asked for slots
+    mutable bool      asked    = false; // some graph asked for experts
     std::string       reason;       // why layers are not served
     std::string       status_json;
 
     std::vector<layer> layers;
+    llama_expert_store store;
 
     struct cached_weights {
-        size_t        layer; // index in layers
-        ggml_tensor * cache;
+        size_t layer;  // index in layers
+        size_t weight; // index in its exps
     };
 
-    std::unordered_map<const ggml_tensor *, cached_weights> cached; // by the weights in the store
+    std::unordered_map<const ggml_tensor *, cached_weights> cached; // by the tensor in the store
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
 };

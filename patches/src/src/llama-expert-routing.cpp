@@ -12,8 +12,12 @@
 // ids of all layers, I32 [n_ids, n_rows]
 class llm_graph_input_expert_routing : public llm_graph_input_i {
 public:
-    llm_graph_input_expert_routing(const llama_expert_routing * routing, ggml_tensor * ids, bool only_outputs) :
-        routing(routing), ids(ids), only_outputs(only_outputs) {}
+    llm_graph_input_expert_routing(const llama_expert_routing * routing, ggml_context * ctx, int64_t n_rows, bool only_outputs) :
+        routing(routing), ids(ggml_new_tensor_2d(ctx, GGML_TYPE_I32, routing->n_ids(), n_rows)), copy(ggml_cont(ctx, ids)), only_outputs(only_outputs) {
+        ggml_set_input(ids);
+        ggml_set_name(ids,  "inp_expert_routing");
+        ggml_set_name(copy, "expert_routing");
+    }
 
     void set_input(const llama_ubatch * ubatch) override {
         int64_t row = 0;
@@ -33,6 +37,7 @@ public:
     const llama_expert_routing * routing;
 
     ggml_tensor * ids;
+    ggml_tensor * copy; // what the layers look at: a view of the input itself would be copied to the device by each of them
 
     const bool only_outputs;
 };
@@ -82,14 +87,13 @@ ggml_tensor * llama_expert_routing::build(ggml_context * ctx, llm_graph_result *
     for (const auto & input : res->inputs) {
         const auto * known = dynamic_cast<const llm_graph_input_expert_routing *>(input.get());
         if (known && known->ids->ne[1] == n_rows) {
-            all = known->ids;
+            all = known->copy;
         }
     }
     if (!all) {
-        all = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, n_ids(), n_rows);
-        ggml_set_name(all, "inp_expert_routing");
-        ggml_set_input(all);
-        res->add_input(std::make_unique<llm_graph_input_expert_routing>(this, all, n_rows != n_tokens));
+        auto input = std::make_unique<llm_graph_input_expert_routing>(this, ctx, n_rows, n_rows != n_tokens);
+        all = input->copy;
+        res->add_input(std::move(input));
     }
     return ggml_view_2d(ctx, all, n_used, n_rows, all->nb[1], it->second*n_used*all->nb[0]);
 }

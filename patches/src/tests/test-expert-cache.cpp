@@ -3,6 +3,7 @@
 //
 //   init N_EXPERT C P e0 ... e{P-1}   new state, the P experts pinned           -> ok
 //   step T K id ...                   T*K ids of T tokens                       -> slots ... fills n e:s ... hits H misses M
+//   gather T K id ...                 T*K ids of T tokens, any number                       -> ok
 //   table                             expert in each slot                       -> table ...
 //
 // A command that is refused or a slot with other data than its expert's        -> error ...
@@ -13,6 +14,7 @@
 #include "ggml-cpp.h"
 #include "ggml-expert-cache.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -28,8 +30,8 @@ static constexpr int64_t N_FF   = 3;
 
 class cache_test {
 public:
-    cache_test(ggml_backend_t backend, int64_t n_expert, int64_t n_slots, std::vector<int32_t> pinned) :
-        backend(backend), n_expert(n_expert), n_slots(n_slots), n_pinned(pinned.size()) {
+    cache_test(ggml_backend_t backend, bool mapped, int64_t n_expert, int64_t n_slots, std::vector<int32_t> pinned) :
+        backend(backend), mapped(mapped), n_expert(n_expert), n_slots(n_slots), n_pinned(pinned.size()) {
         ggml_init_params params = { 64*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
         ctx.reset(ggml_init(params));
 
@@ -37,10 +39,17 @@ public:
         for (int w = 0; w < GGML_EXPERT_CACHE_MAX_WEIGHTS; ++w) {
             cache.push_back(ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, N_EMBD, N_FF + w, n_slots));
             store.push_back(expert_data(w));
+            addresses.push_back(map(store.back()));
         }
         buffer.reset(ggml_backend_alloc_ctx_tensors(ctx.get(), backend));
 
         prewarm(std::move(pinned));
+    }
+
+    ~cache_test() {
+        for (auto & s : store) {
+            unmap(s);
+        }
     }
 
     std::string step(int64_t n_tokens, int64_t n_used, const std::vector<int32_t> & ids) {
@@ -75,6 +84,38 @@ public:
         return describe(result);
     }
 
+    std::string gather(int64_t n_tokens, int64_t n_used, const std::vector<int32_t> & ids) {
+        ggml_context_ptr graph_ctx = new_graph_context();
+        ggml_tensor * selected = ggml_new_tensor_2d(graph_ctx.get(), GGML_TYPE_I32, n_used, n_tokens);
+        ggml_set_input(selected);
+
+        for (size_t w = 0; w < cache.size(); ++w) {
+            ggml_tensor * all      = ggml_new_tensor_3d(graph_ctx.get(), GGML_TYPE_F32, N_EMBD, N_FF + w, n_expert);
+            ggml_tensor * gathered = ggml_expert_gather(graph_ctx.get(), selected, &state, cache[w], all, addresses[w]);
+            ggml_set_output(gathered);
+
+            ggml_cgraph * gf = ggml_new_graph(graph_ctx.get());
+            ggml_build_forward_expand(gf, gathered);
+
+            ggml_gallocr_ptr alloc { ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)) };
+            ggml_gallocr_alloc_graph(alloc.get(), gf);
+            const std::vector<char> dirt(ggml_nbytes(gathered), -1);
+            ggml_backend_tensor_set(gathered, dirt.data(), 0, dirt.size());
+            ggml_backend_tensor_set(selected, ids.data(), 0, ids.size()*sizeof(int32_t));
+            compute(gf);
+
+            for (const int32_t id : ids) {
+                check_expert(gathered, w, id, id);
+                if (id + 1 < n_expert && std::find(ids.begin(), ids.end(), id + 1) == ids.end()) {
+                    check_padding(gathered, id + 1);
+                }
+            }
+            selected->buffer = nullptr;
+            selected->data   = nullptr;
+        }
+        return "ok";
+    }
+
     std::string table() const {
         std::ostringstream os;
         os << "table";
@@ -86,7 +127,7 @@ public:
 
 private:
     static ggml_context_ptr new_graph_context() {
-        ggml_init_params params = { 16*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true };
+        ggml_init_params params = { 32*ggml_tensor_overhead() + 8*ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true };
         return ggml_context_ptr { ggml_init(params) };
     }
 
@@ -100,11 +141,29 @@ private:
     }
 
     ggml_tensor * fill(ggml_context * graph_ctx, ggml_tensor * slots) {
-        std::vector<const void *> addresses;
-        for (const auto & s : store) {
-            addresses.push_back(s.data());
+        return ggml_expert_fill(graph_ctx, slots, &state, cache.size(), cache.data(), addresses.data(), mapped);
+    }
+
+    void * proc(const char * name) const {
+        return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)), name);
+    }
+
+    // address for the back end
+    const void * map(std::vector<float> & data) {
+        if (const auto map = (ggml_backend_expert_store_map_t) proc("ggml_backend_expert_store_map"); map && mapped) {
+            void * address = map(data.data(), data.size()*sizeof(float));
+            if (!address) {
+                throw std::runtime_error("the store cannot be mapped");
+            }
+            return address;
         }
-        return ggml_expert_fill(graph_ctx, slots, &state, cache.size(), cache.data(), addresses.data());
+        return data.data();
+    }
+
+    void unmap(std::vector<float> & data) const {
+        if (const auto unmap = (ggml_backend_expert_store_unmap_t) proc("ggml_backend_expert_store_unmap"); unmap && mapped) {
+            unmap(data.data());
+        }
     }
 
     void prewarm(std::vector<int32_t> owner) {
@@ -147,12 +206,25 @@ private:
 
     void check_slot(int64_t slot, int64_t expert) const {
         for (size_t w = 0; w < cache.size(); ++w) {
-            const size_t nb = cache[w]->nb[2];
-            std::vector<char> data(nb);
-            ggml_backend_tensor_get(cache[w], data.data(), slot*nb, nb);
-            if (memcmp(data.data(), (const char *) store[w].data() + expert*nb, nb) != 0) {
-                throw std::runtime_error("slot " + std::to_string(slot) + " does not hold expert " + std::to_string(expert));
-            }
+            check_expert(cache[w], w, slot, expert);
+        }
+    }
+
+    // whether number index of t is an expert
+    void check_expert(const ggml_tensor * t, size_t w, int64_t index, int64_t expert) const {
+        const size_t nb = t->nb[2];
+        std::vector<char> data(nb);
+        ggml_backend_tensor_get(t, data.data(), index*nb, nb);
+        if (memcmp(data.data(), (const char *) store[w].data() + expert*nb, nb) != 0) {
+            throw std::runtime_error("number " + std::to_string(index) + " of " + t->name + " is not expert " + std::to_string(expert));
+        }
+    }
+
+    static void check_padding(const ggml_tensor * t, int64_t index) {
+        std::vector<char> data(std::min<size_t>(t->nb[2], GGML_EXPERT_GATHER_PADDING));
+        ggml_backend_tensor_get(t, data.data(), index*t->nb[2], data.size());
+        if (std::any_of(data.begin(), data.end(), [](char c) { return c != 0; })) {
+            throw std::runtime_error("number " + std::to_string(index) + " of " + t->name + " does not begin with zeros");
         }
     }
 
@@ -175,6 +247,7 @@ private:
 
     ggml_backend_t backend;
 
+    const bool    mapped;
     const int64_t n_expert;
     const int64_t n_slots;
     const int64_t n_pinned;
@@ -185,6 +258,7 @@ private:
 
     std::vector<ggml_tensor *>      cache; // F32 [N_EMBD, N_FF + w, n_slots]
     std::vector<std::vector<float>> store; // F32 [N_EMBD, N_FF + w, n_expert]
+    std::vector<const void *>       addresses;
 };
 
 static std::vector<int32_t> read_ids(std::istringstream & is, int64_t n, int64_t n_expert) {
@@ -204,7 +278,7 @@ static std::vector<int32_t> read_ids(std::istringstream & is, int64_t n, int64_t
 
 class driver {
 public:
-    explicit driver(ggml_backend_t backend) : backend(backend) {}
+    driver(ggml_backend_t backend, bool mapped) : backend(backend), mapped(mapped) {}
 
     std::string run(const std::string & line) {
         std::istringstream is(line);
@@ -218,7 +292,7 @@ public:
             if (n_slots < 1 || n_slots > n_expert || n_pinned < 0 || n_pinned >= n_slots) {
                 throw std::invalid_argument("expected N_EXPERT >= C > P >= 0");
             }
-            test = std::make_unique<cache_test>(backend, n_expert, n_slots, read_ids(is, n_pinned, n_expert));
+            test = std::make_unique<cache_test>(backend, mapped, n_expert, n_slots, read_ids(is, n_pinned, n_expert));
             return "ok";
         }
         if (!test) {
@@ -230,6 +304,12 @@ public:
             is >> n_tokens >> n_used;
             return test->step(n_tokens, n_used, read_ids(is, n_tokens*n_used, n_expert));
         }
+        if (command == "gather") {
+            int64_t n_tokens = 0;
+            int64_t n_used   = 0;
+            is >> n_tokens >> n_used;
+            return test->gather(n_tokens, n_used, read_ids(is, n_tokens*n_used, n_expert));
+        }
         if (command == "table") {
             return test->table();
         }
@@ -238,13 +318,25 @@ public:
 
 private:
     ggml_backend_t backend;
+    const bool     mapped;
     int64_t        n_expert = 0;
 
     std::unique_ptr<cache_test> test;
 };
 
 int main(int argc, char ** argv) {
-    const std::string name = argc == 3 && std::string(argv[1]) == "--backend" ? argv[2] : "CPU";
+    std::string name   = "CPU";
+    bool        mapped = true;
+    for (int i = 1; i < argc; ++i) {
+        if (std::string(argv[i]) == "--backend" && i + 1 < argc) {
+            name = argv[++i];
+        } else if (std::string(argv[i]) == "--unmapped") {
+            mapped = false; // the host copies for the back end
+        } else {
+            fprintf(stderr, "error: unknown argument '%s'\nusage: %s [--backend NAME] [--unmapped] < COMMANDS\n", argv[i], argv[0]);
+            return 1;
+        }
+    }
 
     ggml_backend_load_all();
     ggml_backend_ptr backend { ggml_backend_init_by_name(name.c_str(), nullptr) };
@@ -253,7 +345,7 @@ int main(int argc, char ** argv) {
         return 1;
     }
 
-    driver d(backend.get());
+    driver d(backend.get(), mapped);
     std::string line;
     while (std::getline(std::cin, line)) {
         try {

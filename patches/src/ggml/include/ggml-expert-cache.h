@@ -20,7 +20,7 @@ struct ggml_expert_cache_state {
     struct ggml_tensor * table;    // I32 [n_expert]       slot of each expert, -1 = not resident
     struct ggml_tensor * owner;    // I32 [n_slots]        expert in each slot, -1 = empty
     struct ggml_tensor * stamp;    // I64 [n_slots]        time of the last access, the smallest is the next victim
-    struct ggml_tensor * fills;    // I32 [2, n_slots + 1] (count, 0), then (expert, slot) for each missed expert of the last step
+    struct ggml_tensor * fills;    // I32 [2, n_slots + 1] (count, for the back end), then (expert, slot) for each missed expert of the last step
     struct ggml_tensor * counters; // I64 [GGML_EXPERT_CACHE_N_COUNTERS]
 };
 
@@ -32,8 +32,10 @@ enum ggml_expert_cache_counter {
     GGML_EXPERT_CACHE_N_COUNTERS,
 };
 
-// at most this many weight tensors (gate, up, down) are filled together
-#define GGML_EXPERT_CACHE_MAX_WEIGHTS 3
+// at most this many tensors (gate, up, down, and their biases) are filled together
+#define GGML_EXPERT_CACHE_MAX_WEIGHTS 6
+
+#define GGML_EXPERT_GATHER_PADDING 512 // bytes, or an expert if that is less
 
 // creates the tensors of a state in ctx, without data; see ggml_expert_cache_state_init
 GGML_API struct ggml_expert_cache_state ggml_new_expert_cache_state(
@@ -65,8 +67,10 @@ GGML_API struct ggml_tensor * ggml_expert_resolve(
 //
 //   slots:   result of ggml_expert_resolve
 //   cache:   n_weights tensors [.., .., >= n_slots], which the operation writes
-//   store:   n_weights addresses of tensors [.., .., n_expert] with the layout of cache; the device must be able to read
-//            them. They are no sources of the operation: the scheduler would copy all experts to the device.
+//   store:   n_weights addresses of tensors [.., .., n_expert] with the layout of cache. They are no sources of the
+//            operation: the scheduler would copy all experts to the device.
+//   mapped:  the device can read the addresses itself, see ggml_backend_expert_store_map_t. If not, the host copies, which
+//            it can do only after it has waited for the device to say what.
 //   result:  view of slots, to be used as the ids of ggml_mul_mat_id with the cached weights
 GGML_API struct ggml_tensor * ggml_expert_fill(
         struct ggml_context                  * ctx,
@@ -74,7 +78,33 @@ GGML_API struct ggml_tensor * ggml_expert_fill(
         const struct ggml_expert_cache_state * state,
         int                                    n_weights,
         struct ggml_tensor *                 * cache,
-        const void *                         * store);
+        const void *                         * store,
+        bool                                   mapped);
+
+// the experts that a step uses which is too large for the slots: from their slots if they are resident, else from the store
+//
+//   ids:     I32 [n_used, n_tokens]
+//   store:   tensor whose last dimension is n_expert; only its type and shape are used
+//   address: where the device reads the store itself
+//   result:  like store; the experts that are not in ids are undefined, except for GGML_EXPERT_GATHER_PADDING zeros where
+//            one follows an expert that is: kernels may read past the end of a row, which must not find NaN there
+//
+// The cache does not change.
+GGML_API struct ggml_tensor * ggml_expert_gather(
+        struct ggml_context                  * ctx,
+        struct ggml_tensor                   * ids,
+        const struct ggml_expert_cache_state * state,
+        struct ggml_tensor                   * cache,
+        const struct ggml_tensor             * store,
+        const void                           * address);
+
+// Functions of a back end whose devices do not share the memory of the host, found with ggml_backend_reg_get_proc_address
+// under the names "ggml_backend_expert_store_map" and "ggml_backend_expert_store_unmap".
+//
+// map: lets the devices read host memory at the address that is returned, and pins it; NULL if that is refused, with the
+// reason in the log. The same memory can be mapped more than once and is released when it is unmapped as often.
+typedef void * (*ggml_backend_expert_store_map_t)  (void * base, size_t size);
+typedef void   (*ggml_backend_expert_store_unmap_t)(void * base);
 
 #ifdef  __cplusplus
 }

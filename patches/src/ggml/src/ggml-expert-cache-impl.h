@@ -23,7 +23,7 @@ static inline int32_t ggml_expert_resolve_n_pinned(const struct ggml_tensor * op
     return ggml_get_op_params_i32(op, 0);
 }
 
-// GGML_OP_EXPERT_FILL: src = slots, fills, cache[0], ... ; op_params = store[0], ...
+// GGML_OP_EXPERT_FILL: src = slots, fills, cache[0], ... ; op_params = store[0], ..., mapped
 static inline const struct ggml_tensor * ggml_expert_fill_list(const struct ggml_tensor * op) {
     return op->src[1];
 }
@@ -37,4 +37,16 @@ static inline const char * ggml_expert_fill_store(const struct ggml_tensor * op,
     const char * store;
     memcpy(&store, (const char *) op->op_params + i*sizeof(store), sizeof(store));
     return store;
+}
+
+// index in op_params as I32
+#define GGML_EXPERT_FILL_MAPPED (GGML_EXPERT_CACHE_MAX_WEIGHTS*sizeof(void *)/sizeof(int32_t))
+
+static inline bool ggml_expert_fill_mapped(const struct ggml_tensor * op) {
+    return ggml_get_op_params_i32(op, GGML_EXPERT_FILL_MAPPED) != 0;
+}
+
+// GGML_OP_EXPERT_GATHER: src = ids, table, cache; op_params = store
+static inline const char * ggml_expert_gather_store(const struct ggml_tensor * op) {
+    return ggml_expert_fill_store(op, 0);
 }

@@ -76,13 +76,15 @@ ggml_tensor * ggml_expert_resolve(ggml_context * ctx, ggml_tensor * ids, const g
 
 ggml_tensor * ggml_expert_fill(
         ggml_context * ctx, ggml_tensor * slots, const ggml_expert_cache_state * state,
-        int n_weights, ggml_tensor ** cache, const void ** store) {
+        int n_weights, ggml_tensor ** cache, const void ** store, bool mapped) {
     GGML_ASSERT(n_weights > 0 && n_weights <= GGML_EXPERT_CACHE_MAX_WEIGHTS);
-    static_assert(GGML_EXPERT_CACHE_MAX_WEIGHTS*sizeof(void *) <= GGML_MAX_OP_PARAMS, "store addresses do not fit");
+    static_assert((GGML_EXPERT_FILL_MAPPED + 1)*sizeof(int32_t) <= GGML_MAX_OP_PARAMS, "store addresses do not fit");
+    static_assert(GGML_EXPERT_CACHE_MAX_WEIGHTS + 2 <= GGML_MAX_SRC, "weights do not fit");
 
     ggml_tensor * result = ggml_view_tensor(ctx, slots);
 
     ggml_set_op_params(result, store, n_weights*sizeof(store[0]));
+    ggml_set_op_params_i32(result, GGML_EXPERT_FILL_MAPPED, mapped);
 
     result->op     = GGML_OP_EXPERT_FILL;
     result->src[0] = slots;
@@ -91,6 +93,24 @@ ggml_tensor * ggml_expert_fill(
         GGML_ASSERT(cache[i]->ne[2] >= state->owner->ne[0] && ggml_is_contiguous(cache[i]));
         result->src[2 + i] = cache[i];
     }
+
+    return result;
+}
+
+ggml_tensor * ggml_expert_gather(
+        ggml_context * ctx, ggml_tensor * ids, const ggml_expert_cache_state * state,
+        ggml_tensor * cache, const ggml_tensor * store, const void * address) {
+    GGML_ASSERT(ids->type == GGML_TYPE_I32 && ids->ne[2] == 1 && ids->ne[3] == 1);
+    GGML_ASSERT(ggml_nbytes(store)/state->table->ne[0] == cache->nb[2]);
+
+    ggml_tensor * result = ggml_dup_tensor(ctx, store);
+
+    ggml_set_op_params(result, &address, sizeof(address));
+
+    result->op     = GGML_OP_EXPERT_GATHER;
+    result->src[0] = ids;
+    result->src[1] = state->table;
+    result->src[2] = cache;
 
     return result;
 }

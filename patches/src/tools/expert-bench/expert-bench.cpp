@@ -7,6 +7,7 @@
 #include "build-info.h"
 #include "common.h"
 #include "expert-cache.h"
+#include "ggml-cpp.h"
 #include "llama-experts.h"
 #include "log.h"
 #include "result-file.h"
@@ -47,6 +48,7 @@ struct bench_params {
     std::string replay;                // routing trace to follow, empty = the router's own choice
     int32_t     repetitions = 1;
     int32_t     first       = 0;       // so many of the prompts, 0 = all
+    int32_t     vram_limit  = 0;       // MiB of each GPU's memory that may be used, 0 = what there is
     bool        forced      = false;   // decode the prompts' tokens, choose none
 
     std::vector<int32_t> parallel = { 1 }; // numbers of sequences decoded in lockstep
@@ -67,6 +69,7 @@ static void print_usage(int argc, char ** argv) {
     LOG("\n  --forced           decode the prompts' own tokens one by one, at most -n of each, instead of generating");
     LOG("\n  --trace-out FNAME  write the experts selected in every decode step: .npy, int32, (steps, MoE layers, experts)");
     LOG("\n  --replay FNAME     use the experts of such a trace, step by step, instead of the router's; with --forced");
+    LOG("\n  --vram-limit N     occupy what is free of each GPU's memory except for N MiB before anything is loaded");
     LOG("\n  -o FNAME           write the results there (default: standard output)\n\n");
 }
 
@@ -96,6 +99,7 @@ static bench_params parse_own(std::vector<char *> & argv) {
         { "--replay",    [&](const std::string &,     const std::string & value) { params.replay      = value;                      } },
         { "-o",          [&](const std::string &,     const std::string & value) { params.out         = value;                      } },
         { "--first",     [&](const std::string & arg, const std::string & value) { params.first       = parse_positive(arg, value); } },
+        { "--vram-limit", [&](const std::string & arg, const std::string & value) { params.vram_limit = parse_positive(arg, value); } },
         { "-r",          [&](const std::string & arg, const std::string & value) { params.repetitions = parse_positive(arg, value); } },
         { "--parallel",  [&](const std::string & arg, const std::string & value) { params.parallel    = parse_list(arg, value);     } },
     };
@@ -509,6 +513,8 @@ private:
             { "prompt_misses", prompt_counters.misses() },
             { "layers",        layers },
             { "memory",        memory(status["cache_bytes"]) },
+            { "copy",          copy },
+            { "vram_limit_bytes", own.vram_limit > 0 ? json((int64_t) own.vram_limit*1024*1024) : json() },
             { "status",        status },
         };
     }
@@ -558,7 +564,82 @@ private:
 
 public:
     int64_t load_ns = 0;
+    json    copy;    // see measure_copy
 };
+
+// Device memory that the measured program must not have: a card of this machine acts as a smaller one, for the cache and
+// for what it is compared with alike.
+class vram_ballast {
+public:
+    explicit vram_ballast(int32_t limit_mib) {
+        if (limit_mib == 0) {
+            return;
+        }
+        const size_t limit = (size_t) limit_mib*1024*1024;
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+            if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_GPU) {
+                occupy(dev, limit);
+            }
+        }
+        if (buffers.empty()) {
+            throw std::runtime_error("--vram-limit: there is no GPU whose memory could be limited");
+        }
+    }
+
+private:
+    void occupy(ggml_backend_dev_t dev, size_t limit) {
+        size_t free  = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        if (free < limit) {
+            throw std::runtime_error(string_format("--vram-limit: %s has %zu MiB free, fewer than the limit: choose at most that, or free some",
+                    ggml_backend_dev_name(dev), free/1024/1024));
+        }
+        if (free == limit) {
+            return;
+        }
+        buffers.emplace_back(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(dev), free - limit));
+        if (!buffers.back()) {
+            throw std::runtime_error(string_format("--vram-limit: cannot occupy %zu MiB of %s", (free - limit)/1024/1024, ggml_backend_dev_name(dev)));
+        }
+    }
+
+    std::vector<ggml_backend_buffer_ptr> buffers;
+};
+
+// What a miss at best costs: copies from pinned host memory to the first GPU, in pieces of the size of an expert.
+// null without a GPU, or without room for it
+static json measure_copy() {
+    constexpr size_t piece    = 4*1024*1024;
+    constexpr int    n_pieces = 16;
+    constexpr int    n_rounds = 8;
+
+    ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
+    if (!dev || !ggml_backend_dev_host_buffer_type(dev)) {
+        return nullptr;
+    }
+    ggml_backend_ptr        backend { ggml_backend_dev_init(dev, nullptr) };
+    ggml_backend_buffer_ptr host    { ggml_backend_buft_alloc_buffer(ggml_backend_dev_host_buffer_type(dev), n_pieces*piece) };
+    ggml_context_ptr        ctx     { ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }) };
+    ggml_tensor           * device  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, n_pieces*piece);
+    ggml_backend_buffer_ptr buffer  { ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()) };
+    if (!host || !buffer) {
+        return nullptr;
+    }
+    const char * data = (const char *) ggml_backend_buffer_get_base(host.get());
+
+    int64_t best_ns = INT64_MAX; // the first round is slower
+    for (int r = 0; r < n_rounds; ++r) {
+        const auto t_start = time_ns();
+        for (int i = 0; i < n_pieces; ++i) {
+            ggml_backend_tensor_set_async(backend.get(), device, data + i*piece, i*piece, piece);
+        }
+        ggml_backend_synchronize(backend.get());
+        best_ns = std::min<int64_t>(best_ns, time_ns() - t_start);
+    }
+    return { { "device", ggml_backend_dev_name(dev) }, { "piece_bytes", piece }, { "bytes_per_second", n_pieces*piece*1e9/best_ns } };
+}
 
 // standard output, or a file that has its name only when all repetitions are in it
 class result_lines {
@@ -616,6 +697,9 @@ static void run(common_params & params, const bench_params & own) {
         recorder.attach(params);
     }
 
+    const json         copy = measure_copy();
+    const vram_ballast ballast(own.vram_limit);
+
     const auto t_start = time_ns();
 
     common_init_result_ptr init = common_init_from_params(params);
@@ -627,6 +711,7 @@ static void run(common_params & params, const bench_params & own) {
 
     bench b(params, own, init->context(), read_prompts(own.prompts, own.first, llama_model_get_vocab(init->model())), recorder);
     b.load_ns = load_ns;
+    b.copy    = copy;
 
     if (!own.replay.empty()) {
         set_routing(init->context(), own.replay, b.n_replay());

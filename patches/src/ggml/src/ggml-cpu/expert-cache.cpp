@@ -3,6 +3,7 @@
 #include "ggml-expert-cache-impl.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace {
 
@@ -50,6 +51,12 @@ struct expert_cache {
     }
 };
 
+int32_t get_id(const ggml_tensor * ids, int64_t i) {
+    const int64_t i0 = i % ids->ne[0];
+    const int64_t i1 = i / ids->ne[0];
+    return *(const int32_t *) ((const char *) ids->data + i0*ids->nb[0] + i1*ids->nb[1]);
+}
+
 } // namespace
 
 void ggml_compute_forward_expert_resolve(const ggml_compute_params * params, ggml_tensor * dst) {
@@ -61,11 +68,7 @@ void ggml_compute_forward_expert_resolve(const ggml_compute_params * params, ggm
 
     expert_cache cache(dst);
 
-    const auto id = [ids](int64_t i) {
-        const int64_t i0 = i % ids->ne[0];
-        const int64_t i1 = i / ids->ne[0];
-        return *(const int32_t *) ((const char *) ids->data + i0*ids->nb[0] + i1*ids->nb[1]);
-    };
+    const auto id = [ids](int64_t i) { return get_id(ids, i); };
 
     const int64_t n     = ggml_nelements(ids);
     const int64_t clock = cache.counters[GGML_EXPERT_CACHE_CLOCK];
@@ -117,6 +120,28 @@ void ggml_compute_forward_expert_fill(const ggml_compute_params * params, ggml_t
             const int64_t slot   = fills[2*i + 1];
 
             memcpy((char *) cache->data + slot*nb + begin, store + expert*nb + begin, end - begin);
+        }
+    }
+}
+
+void ggml_compute_forward_expert_gather(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor * ids      = dst->src[0];
+    const ggml_tensor * cache    = dst->src[2];
+    const int32_t     * table    = (const int32_t *) dst->src[1]->data;
+    const int64_t       n_expert = dst->src[1]->ne[0];
+    const char        * store    = ggml_expert_gather_store(dst);
+    const size_t        nb       = cache->nb[2];
+
+    std::vector<bool> used(n_expert, false);
+    for (int64_t i = 0; i < ggml_nelements(ids); ++i) {
+        used[get_id(ids, i)] = true;
+    }
+    for (int64_t e = params->ith; e < n_expert; e += params->nth) {
+        char * out = (char *) dst->data + e*nb;
+        if (used[e]) {
+            memcpy(out, table[e] >= 0 ? (const char *) cache->data + table[e]*nb : store + e*nb, nb);
+        } else if (e > 0 && used[e - 1]) {
+            memset(out, 0, std::min<size_t>(nb, GGML_EXPERT_GATHER_PADDING));
         }
     }
 }

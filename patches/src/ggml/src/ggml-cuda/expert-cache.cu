@@ -1,0 +1,614 @@
+#include "expert-cache.cuh"
+
+#include "../ggml-expert-cache-impl.h"
+
+#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
+
+// not tried there: layers with experts in host memory are not served
+
+bool   ggml_cuda_expert_cache_supported(const ggml_tensor *) { return false; }
+void   ggml_cuda_op_expert_resolve(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
+void   ggml_cuda_op_expert_fill(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
+void   ggml_cuda_op_expert_gather(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
+bool   ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context &, const ggml_cgraph *, int) { return false; }
+bool   ggml_cuda_expert_fill_needs_sync(const ggml_tensor *) { return false; }
+void * ggml_backend_cuda_expert_store_map(void *, size_t) { return nullptr; }
+void   ggml_backend_cuda_expert_store_unmap(void *) {}
+
+#else
+
+#include <climits>
+#include <map>
+#include <mutex>
+#include <vector>
+
+// Misses are read from mapped host memory by the blocks of one kernel: enough of them to keep PCIe busy, few enough that a
+// step without misses is over soon.
+#define CUDA_EXPERT_CACHE_BLOCK_SIZE 256
+#define CUDA_EXPERT_CACHE_BLOCKS      32
+
+// the same where the experts of a whole layer are gathered
+#define CUDA_EXPERT_CACHE_BLOCKS_PER_EXPERT 2
+
+// loads that a thread has in flight
+#define CUDA_EXPERT_CACHE_UNROLL 8
+
+// bounds of the shared memory of the kernel
+#define CUDA_EXPERT_CACHE_MAX_EXPERTS 2048
+#define CUDA_EXPERT_CACHE_MAX_IDS     1024
+
+namespace {
+
+// tensors that are filled together
+struct fill_args {
+    struct {
+        const char * store;
+        char       * cache;
+        int64_t      nb;  // bytes of an expert
+        int          vec; // see copy_width
+    } weights[GGML_EXPERT_CACHE_MAX_WEIGHTS];
+
+    int n_weights;
+};
+
+// state of one layer and the ids of a step, see ggml_expert_cache_state
+struct resolve_args {
+    const char * ids;
+    int64_t      nb0;
+    int64_t      nb1;
+    int          n_used;
+    int          n_ids;
+
+    int32_t * slots; // result
+
+    int32_t * table;
+    int32_t * owner;
+    int64_t * stamp;
+    int32_t * fills;
+    int64_t * counters;
+    int       n_expert;
+    int       n_slots;
+    int       n_pinned;
+};
+
+} // namespace
+
+//
+// fill
+//
+
+template <typename T>
+static __device__ __forceinline__ T load_from_host(const T * x) {
+    return __ldcs(x); // read once
+}
+
+// the blocks along x copy one expert of one tensor
+template <typename T>
+static __device__ __forceinline__ void copy_expert(const char * src, char * dst, const int64_t nb) {
+    const int64_t n      = nb/sizeof(T);
+    const int64_t stride = (int64_t) gridDim.x*blockDim.x;
+
+    for (int64_t i0 = (int64_t) blockIdx.x*blockDim.x + threadIdx.x; i0 < n; i0 += CUDA_EXPERT_CACHE_UNROLL*stride) {
+        T tmp[CUDA_EXPERT_CACHE_UNROLL];
+#pragma unroll
+        for (int u = 0; u < CUDA_EXPERT_CACHE_UNROLL; ++u) {
+            if (i0 + u*stride < n) {
+                tmp[u] = load_from_host((const T *) src + i0 + u*stride);
+            }
+        }
+#pragma unroll
+        for (int u = 0; u < CUDA_EXPERT_CACHE_UNROLL; ++u) {
+            if (i0 + u*stride < n) {
+                ((T *) dst)[i0 + u*stride] = tmp[u];
+            }
+        }
+    }
+}
+
+// vec: bytes that are copied at once
+static __device__ void copy_expert(const char * src, char * dst, const int64_t nb, const int vec) {
+    switch (vec) {
+        case 16: copy_expert<uint4>   (src, dst, nb); break;
+        case  4: copy_expert<uint32_t>(src, dst, nb); break;
+        default: copy_expert<uint8_t> (src, dst, nb); break;
+    }
+}
+
+static __device__ void fill_slot(const fill_args & args, const int32_t expert, const int32_t slot) {
+    for (int w = 0; w < args.n_weights; ++w) {
+        const int64_t nb = args.weights[w].nb;
+        copy_expert(args.weights[w].store + expert*nb, args.weights[w].cache + slot*nb, nb, args.weights[w].vec);
+    }
+}
+
+static __global__ void __launch_bounds__(CUDA_EXPERT_CACHE_BLOCK_SIZE, 1)
+expert_fill(const fill_args args, const int32_t * fills) {
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
+
+    const int n = fills[0];
+    for (int i = 1; i <= n; ++i) {
+        fill_slot(args, fills[2*i + 0], fills[2*i + 1]);
+    }
+}
+
+//
+// resolve
+//
+
+// what a block knows of the layer and the step, in shared memory
+struct step_state {
+    int64_t * stamp;  // [n_slots], LLONG_MAX = cannot be a victim
+    int32_t * table;  // [n_expert]
+    int32_t * expert; // [n_ids]
+    int32_t * slot;   // [n_ids], -1 = not resident
+    int32_t * miss;   // [n_ids], for each miss the index of the first id that wants the expert
+    int64_t   clock;
+    int       n_miss;
+};
+
+static size_t step_state_size(const resolve_args & args) {
+    return args.n_slots*sizeof(int64_t) + (args.n_expert + 3*args.n_ids)*sizeof(int32_t);
+}
+
+// Reads the state as the last step left it. That step is over, so there is no need to wait for the kernel before this one.
+static __device__ step_state load_state(const resolve_args & args, int64_t * shared) {
+    step_state step;
+    step.stamp  = shared;
+    step.table  = (int32_t *) (step.stamp + args.n_slots);
+    step.expert = step.table  + args.n_expert;
+    step.slot   = step.expert + args.n_ids;
+    step.miss   = step.slot   + args.n_ids;
+    step.clock  = args.counters[GGML_EXPERT_CACHE_CLOCK];
+    step.n_miss = 0;
+
+    for (int e = threadIdx.x; e < args.n_expert; e += blockDim.x) {
+        step.table[e] = args.table[e];
+    }
+    for (int s = threadIdx.x; s < args.n_slots; s += blockDim.x) {
+        step.stamp[s] = s < args.n_pinned ? LLONG_MAX : args.stamp[s];
+    }
+    __syncthreads();
+    return step;
+}
+
+static __device__ const int32_t * id_address(const resolve_args & args, const int i) {
+    return (const int32_t *) (args.ids + (i/args.n_used)*args.nb1 + (i%args.n_used)*args.nb0);
+}
+
+// whether an expert is missed, the same for all threads of the block
+static __device__ bool look_up(const resolve_args & args, step_state & step) {
+    bool missed = false;
+    for (int i = threadIdx.x; i < args.n_ids; i += blockDim.x) {
+        const int32_t expert = *id_address(args, i);
+        const int32_t slot   = step.table[expert];
+        step.expert[i] = expert;
+        step.slot[i]   = slot;
+        missed = missed || slot < 0;
+    }
+    return __syncthreads_or(missed);
+}
+
+// index of the smallest of n values, the first one if there are several; every warp for itself
+static __device__ int warp_argmin(const int64_t * values, const int n) {
+    int64_t value = LLONG_MAX;
+    int     index = INT_MAX;
+    for (int i = threadIdx.x % WARP_SIZE; i < n; i += WARP_SIZE) {
+        if (values[i] < value) {
+            value = values[i];
+            index = i;
+        }
+    }
+    for (int mask = WARP_SIZE/2; mask > 0; mask /= 2) {
+        const int64_t other_value = __shfl_xor_sync(0xFFFFFFFF, value, mask, WARP_SIZE);
+        const int     other_index = __shfl_xor_sync(0xFFFFFFFF, index, mask, WARP_SIZE);
+        if (other_value < value || (other_value == value && other_index < index)) {
+            value = other_value;
+            index = other_index;
+        }
+    }
+    return index;
+}
+
+// gives each missed expert a slot, in the order of the first access
+static __device__ void choose_victims(const resolve_args & args, step_state & step) {
+    for (int i = threadIdx.x; i < args.n_ids; i += blockDim.x) {
+        if (step.slot[i] >= 0) {
+            step.stamp[step.slot[i]] = LLONG_MAX; // in use by the step
+        }
+    }
+    __syncthreads();
+
+    for (int i = 0; i < args.n_ids; ++i) {
+        if (step.slot[i] >= 0) {
+            continue;
+        }
+        const int victim = warp_argmin(step.stamp, args.n_slots);
+        __syncthreads(); // all threads have read slot[i] and stamp
+        for (int j = i + threadIdx.x; j < args.n_ids; j += blockDim.x) {
+            if (step.expert[j] == step.expert[i]) {
+                step.slot[j] = victim;
+            }
+        }
+        if (threadIdx.x == 0) {
+            step.miss[step.n_miss] = i;
+            step.stamp[victim] = LLONG_MAX;
+        }
+        step.n_miss++;
+        __syncthreads();
+    }
+}
+
+// The threads of one warp or block, of which this is number thread of n_threads, write what the step changes.
+
+static __device__ void write_result(const resolve_args & args, const step_state & step, const int thread, const int n_threads) {
+    for (int i = thread; i < args.n_ids; i += n_threads) {
+        args.slots[i] = step.slot[i];
+    }
+    for (int m = thread; m < step.n_miss; m += n_threads) {
+        args.fills[2*(m + 1) + 0] = step.expert[step.miss[m]];
+        args.fills[2*(m + 1) + 1] = step.slot  [step.miss[m]];
+    }
+    if (thread == 0) {
+        args.fills[0] = step.n_miss;
+    }
+}
+
+static __device__ void write_state(const resolve_args & args, const step_state & step, const int thread, const int n_threads) {
+    for (int i = thread; i < args.n_ids; i += n_threads) {
+        bool last = true; // access to this expert; the stamp is that one's
+        for (int j = i + args.n_used - i%args.n_used; j < args.n_ids; ++j) { // a token uses an expert once
+            last = last && step.slot[j] != step.slot[i];
+        }
+        if (last) {
+            args.stamp[step.slot[i]] = step.clock + i;
+        }
+    }
+    for (int m = thread; m < step.n_miss; m += n_threads) {
+        const int32_t expert = step.expert[step.miss[m]];
+        const int32_t slot   = step.slot  [step.miss[m]];
+        if (args.owner[slot] >= 0) {
+            args.table[args.owner[slot]] = -1; // no other miss, as those were not resident
+        }
+        args.owner[slot]   = expert;
+        args.table[expert] = slot;
+    }
+    if (thread == 0) {
+        args.counters[GGML_EXPERT_CACHE_CLOCK] = step.clock + args.n_ids;
+        atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_HITS],   (unsigned long long) (args.n_ids - step.n_miss));
+        atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_MISSES], (unsigned long long) step.n_miss);
+    }
+}
+
+// whether this is the last block to come here; for the threads of one warp
+static __device__ bool is_last_block(const resolve_args & args) {
+    int n_before = 0;
+    if (threadIdx.x == 0) {
+        n_before = atomicAdd(&args.fills[1], 1);
+    }
+    const bool last = __shfl_sync(0xFFFFFFFF, n_before, 0, WARP_SIZE) == (int) gridDim.x - 1;
+    if (last && threadIdx.x == 0) {
+        args.fills[1] = 0;
+    }
+    return last;
+}
+
+// Resolves the ids of a step and copies what is missing.
+//
+// Every block reads the state and comes to the same list of misses, so none waits for another. If there are misses, the
+// last block to have read the state writes the new one. If there are none, block 0 does: what the others read and it
+// writes, the stamps, matters only to a step with misses.
+static __global__ void __launch_bounds__(CUDA_EXPERT_CACHE_BLOCK_SIZE, 1)
+expert_resolve_fill(const resolve_args args, const fill_args fill) {
+    extern __shared__ int64_t shared[];
+
+    ggml_cuda_pdl_lc();
+    step_state step = load_state(args, shared);
+    ggml_cuda_pdl_sync();
+
+    if (!look_up(args, step)) {
+        if (blockIdx.x == 0) {
+            write_result(args, step, threadIdx.x, blockDim.x);
+            write_state (args, step, threadIdx.x, blockDim.x);
+        }
+        return;
+    }
+
+    choose_victims(args, step);
+
+    if (threadIdx.x < WARP_SIZE) { // the others copy already
+        if (blockIdx.x == 0) {
+            write_result(args, step, threadIdx.x, WARP_SIZE);
+        }
+        if (is_last_block(args)) {
+            write_state(args, step, threadIdx.x, WARP_SIZE);
+        }
+    }
+    for (int m = 0; m < step.n_miss; ++m) {
+        fill_slot(fill, step.expert[step.miss[m]], step.slot[step.miss[m]]);
+    }
+}
+
+//
+// gather
+//
+
+struct gather_args {
+    const char    * ids;
+    int64_t         nb0;
+    int64_t         nb1;
+    int             n_used;
+    int             n_ids;
+    const int32_t * table;
+    const char    * cache;
+    const char    * store;
+    char          * dst;
+    int64_t         nb;  // bytes of an expert
+    int             vec; // see copy_width
+};
+
+// each row of the grid looks after one expert
+static __global__ void __launch_bounds__(CUDA_EXPERT_CACHE_BLOCK_SIZE, 1)
+expert_gather(const gather_args args) {
+    const int32_t expert = blockIdx.y;
+
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
+
+    __shared__ bool used;
+    __shared__ bool used_before; // the expert before this one
+    if (threadIdx.x == 0) {
+        used        = false;
+        used_before = false;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < args.n_ids; i += blockDim.x) {
+        const int32_t id = *(const int32_t *) (args.ids + (i/args.n_used)*args.nb1 + (i%args.n_used)*args.nb0);
+        if (id == expert) {
+            used = true;
+        } else if (id == expert - 1) {
+            used_before = true;
+        }
+    }
+    __syncthreads();
+
+    char * dst = args.dst + expert*args.nb;
+    if (used) {
+        const int32_t slot = args.table[expert];
+        copy_expert(slot >= 0 ? args.cache + slot*args.nb : args.store + expert*args.nb, dst, args.nb, args.vec);
+    } else if (used_before && blockIdx.x == 0) {
+        for (int64_t i = threadIdx.x; i < min(args.nb, (int64_t) GGML_EXPERT_GATHER_PADDING); i += blockDim.x) {
+            dst[i] = 0;
+        }
+    }
+}
+
+//
+// operations
+//
+
+// bytes that can be copied at once: a divisor of the size of an expert and of all addresses
+static int copy_width(const void * a, const void * b, const void * c, const size_t nb) {
+    const uintptr_t all = (uintptr_t) a | (uintptr_t) b | (uintptr_t) c | nb;
+    return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 1;
+}
+
+static resolve_args get_resolve_args(const ggml_tensor * dst) {
+    const ggml_tensor             * ids   = dst->src[0];
+    const ggml_expert_cache_state   state = ggml_expert_resolve_state(dst);
+
+    return {
+        /*.ids      =*/ (const char *) ids->data,
+        /*.nb0      =*/ (int64_t) ids->nb[0],
+        /*.nb1      =*/ (int64_t) ids->nb[1],
+        /*.n_used   =*/ (int) ids->ne[0],
+        /*.n_ids    =*/ (int) ggml_nelements(ids),
+        /*.slots    =*/ (int32_t *) dst->data,
+        /*.table    =*/ (int32_t *) state.table->data,
+        /*.owner    =*/ (int32_t *) state.owner->data,
+        /*.stamp    =*/ (int64_t *) state.stamp->data,
+        /*.fills    =*/ (int32_t *) state.fills->data,
+        /*.counters =*/ (int64_t *) state.counters->data,
+        /*.n_expert =*/ (int) state.table->ne[0],
+        /*.n_slots  =*/ (int) state.owner->ne[0],
+        /*.n_pinned =*/ ggml_expert_resolve_n_pinned(dst),
+    };
+}
+
+static fill_args get_fill_args(const ggml_tensor * dst) {
+    fill_args args = {};
+
+    for (int w = 0; w < GGML_EXPERT_CACHE_MAX_WEIGHTS && ggml_expert_fill_cache(dst, w); ++w) {
+        const ggml_tensor * cache = ggml_expert_fill_cache(dst, w);
+        const char        * store = ggml_expert_fill_store(dst, w);
+
+        args.weights[w] = { store, (char *) cache->data, (int64_t) cache->nb[2], copy_width(store, cache->data, nullptr, cache->nb[2]) };
+        args.n_weights  = w + 1;
+    }
+
+    return args;
+}
+
+static void launch_resolve(ggml_backend_cuda_context & ctx, const resolve_args & args, const fill_args & fill) {
+    const int    n_blocks = fill.n_weights > 0 ? CUDA_EXPERT_CACHE_BLOCKS : 1;
+
+    const auto params = ggml_cuda_kernel_launch_params(n_blocks, CUDA_EXPERT_CACHE_BLOCK_SIZE, step_state_size(args), ctx.stream());
+    ggml_cuda_kernel_launch(expert_resolve_fill, params, args, fill);
+}
+
+// the way when the device cannot read the store
+static void fill_by_host(const ggml_tensor * dst, cudaStream_t stream) {
+    const ggml_tensor * list = ggml_expert_fill_list(dst);
+
+    std::vector<int32_t> fills(ggml_nelements(list));
+    CUDA_CHECK(cudaMemcpyAsync(fills.data(), list->data, ggml_nbytes(list), cudaMemcpyDeviceToHost, stream));
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+
+    for (int i = 1; i <= fills[0]; ++i) {
+        for (int w = 0; w < GGML_EXPERT_CACHE_MAX_WEIGHTS && ggml_expert_fill_cache(dst, w); ++w) {
+            const ggml_tensor * cache = ggml_expert_fill_cache(dst, w);
+            const size_t        nb    = cache->nb[2];
+            CUDA_CHECK(cudaMemcpyAsync((char *) cache->data + fills[2*i + 1]*nb, ggml_expert_fill_store(dst, w) + fills[2*i + 0]*nb, nb,
+                cudaMemcpyDefault, stream));
+        }
+    }
+}
+
+bool ggml_cuda_expert_cache_supported(const ggml_tensor * op) {
+    if (op->op != GGML_OP_EXPERT_RESOLVE) {
+        return true;
+    }
+    return ggml_nelements(op) <= CUDA_EXPERT_CACHE_MAX_IDS &&
+        ggml_expert_resolve_state(op).table->ne[0] <= CUDA_EXPERT_CACHE_MAX_EXPERTS;
+}
+
+void ggml_cuda_op_expert_resolve(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    launch_resolve(ctx, get_resolve_args(dst), {});
+}
+
+void ggml_cuda_op_expert_fill(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (!ggml_expert_fill_mapped(dst)) {
+        fill_by_host(dst, ctx.stream());
+        return;
+    }
+    const auto params = ggml_cuda_kernel_launch_params(CUDA_EXPERT_CACHE_BLOCKS, CUDA_EXPERT_CACHE_BLOCK_SIZE, 0, ctx.stream());
+    ggml_cuda_kernel_launch(expert_fill, params, get_fill_args(dst), (const int32_t *) ggml_expert_fill_list(dst)->data);
+}
+
+void ggml_cuda_op_expert_gather(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * ids   = dst->src[0];
+    const ggml_tensor * table = dst->src[1];
+    const ggml_tensor * cache = dst->src[2];
+    const char        * store = ggml_expert_gather_store(dst);
+
+    const gather_args args = {
+        /*.ids    =*/ (const char *) ids->data,
+        /*.nb0    =*/ (int64_t) ids->nb[0],
+        /*.nb1    =*/ (int64_t) ids->nb[1],
+        /*.n_used =*/ (int) ids->ne[0],
+        /*.n_ids  =*/ (int) ggml_nelements(ids),
+        /*.table  =*/ (const int32_t *) table->data,
+        /*.cache  =*/ (const char *) cache->data,
+        /*.store  =*/ store,
+        /*.dst    =*/ (char *) dst->data,
+        /*.nb     =*/ (int64_t) cache->nb[2],
+        /*.vec    =*/ copy_width(store, cache->data, dst->data, cache->nb[2]),
+    };
+    const dim3 blocks(CUDA_EXPERT_CACHE_BLOCKS_PER_EXPERT, table->ne[0]);
+
+    const auto params = ggml_cuda_kernel_launch_params(blocks, CUDA_EXPERT_CACHE_BLOCK_SIZE, 0, ctx.stream());
+    ggml_cuda_kernel_launch(expert_gather, params, args);
+}
+
+bool ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, int i) {
+    if (i + 1 >= cgraph->n_nodes) {
+        return false;
+    }
+    const ggml_tensor * resolve = cgraph->nodes[i];
+    const ggml_tensor * fill    = cgraph->nodes[i + 1];
+
+    if (resolve->op != GGML_OP_EXPERT_RESOLVE || fill->op != GGML_OP_EXPERT_FILL || fill->src[0] != resolve ||
+            ggml_expert_fill_list(fill) != ggml_expert_resolve_state(resolve).fills || !ggml_expert_fill_mapped(fill)) {
+        return false;
+    }
+    launch_resolve(ctx, get_resolve_args(resolve), get_fill_args(fill));
+    return true;
+}
+
+bool ggml_cuda_expert_fill_needs_sync(const ggml_tensor * op) {
+    return op->op == GGML_OP_EXPERT_FILL && !ggml_expert_fill_mapped(op);
+}
+
+//
+// store
+//
+
+namespace {
+
+// host memory that the devices can read
+struct mapped_store {
+    void * device;
+    int    n_users;
+    bool   registered; // by this file; not if it was pinned already
+};
+
+std::mutex                     stores_mutex;
+std::map<void *, mapped_store> stores;
+
+} // namespace
+
+static void * device_address(void * base) {
+    void * result = nullptr;
+    if (cudaHostGetDevicePointer(&result, base, 0) != cudaSuccess) {
+        (void) cudaGetLastError();
+        return nullptr;
+    }
+    return result;
+}
+
+static bool is_pinned(void * base) {
+    cudaPointerAttributes attributes;
+    if (cudaPointerGetAttributes(&attributes, base) != cudaSuccess) {
+        (void) cudaGetLastError();
+        return false;
+    }
+    return attributes.type == cudaMemoryTypeHost;
+}
+
+// the error of the last attempt
+static cudaError_t register_memory(void * base, size_t size) {
+    cudaError_t err = cudaSuccess;
+    // a mapped file is read-only, which not every system can register
+    for (const unsigned int access : { cudaHostRegisterReadOnly, cudaHostRegisterDefault }) {
+        err = cudaHostRegister(base, size, cudaHostRegisterPortable | cudaHostRegisterMapped | access);
+        if (err == cudaSuccess) {
+            break;
+        }
+        (void) cudaGetLastError();
+    }
+    return err;
+}
+
+void * ggml_backend_cuda_expert_store_map(void * base, size_t size) {
+    std::lock_guard<std::mutex> lock(stores_mutex);
+
+    const auto it = stores.find(base);
+    if (it != stores.end()) {
+        it->second.n_users++;
+        return it->second.device;
+    }
+
+    const bool pinned = is_pinned(base);
+    if (!pinned) {
+        const cudaError_t err = register_memory(base, size);
+        if (err != cudaSuccess) {
+            GGML_LOG_WARN("%s: cannot pin %.1f MiB of host memory: %s\n", __func__, size/1024.0/1024.0, cudaGetErrorString(err));
+            return nullptr;
+        }
+    }
+    void * device = device_address(base);
+    if (!device) {
+        GGML_LOG_WARN("%s: the devices cannot read pinned host memory\n", __func__);
+        if (!pinned) {
+            CUDA_CHECK(cudaHostUnregister(base));
+        }
+        return nullptr;
+    }
+    stores[base] = { device, 1, !pinned };
+    return device;
+}
+
+void ggml_backend_cuda_expert_store_unmap(void * base) {
+    std::lock_guard<std::mutex> lock(stores_mutex);
+
+    const auto it = stores.find(base);
+    GGML_ASSERT(it != stores.end());
+    if (--it->second.n_users == 0) {
+        if (it->second.registered) {
+            CUDA_CHECK(cudaHostUnregister(base));
+        }
+        stores.erase(it);
+    }
+}
+
+#endif // defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
