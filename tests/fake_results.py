@@ -44,6 +44,7 @@ ROUTING = RoutingSummary(
     overlap_8_uniform=0.25,
     median_reuse=3,
     next_token=0.125,
+    next_token_independent=0.1,
     effective_experts=12.5,
 )
 CARD = Gpu(

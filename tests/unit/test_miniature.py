@@ -17,8 +17,9 @@ from tec.errors import TecError
 from tec.files import sha256_file
 from tec.locality import summarise
 from tec.miniature_file import list_tensors, write_keys
+from tec.miniature_groups import GROUPS, checked_text, learn, token_groups
 from tec.miniature_key import recipe_key, recipe_settings
-from tec.miniature_weights import Tensor, generate, stored_as
+from tec.miniature_weights import Tensor, embed, generate, stored_as
 from tec.process import Finished
 from tec.records import Process
 from tec.routing_summary import RoutingSummary
@@ -50,13 +51,14 @@ def build(tmp_path: Path) -> Manifest:
     return install(tmp_path / "bin")
 
 
-def routing(next_token: float) -> RoutingSummary:
+def routing(next_token: float, independent: float | None = None) -> RoutingSummary:
     return RoutingSummary(
         tokens=100,
         overlap_8=0.9,
         overlap_8_uniform=0.5,
         median_reuse=2,
         next_token=next_token,
+        next_token_independent=independent,
         effective_experts=5,
     )
 
@@ -104,8 +106,10 @@ def test_what_decides_nothing_keeps_the_key(build: Manifest) -> None:
     arguments = [*build.cmake_args, "-DCMAKE_CUDA_COMPILER=/elsewhere/nvcc"]
     update = {"seconds": 99.0, "bin_dir": Path("/elsewhere"), "cmake_args": arguments}
     other = build.model_copy(update=update)
-    source = {"repo": "acme/other", "files": ["other.gguf"]}
-    changed = tiny(source=row().source.model_copy(update=source))
+    source = row().source
+    assert source is not None
+    elsewhere = {"repo": "acme/other", "files": ["other.gguf"]}
+    changed = tiny(source=source.model_copy(update=elsewhere))
     assert recipe_key(changed, other) == recipe_key(row(), build)
 
 
@@ -141,7 +145,11 @@ def test_another_version_of_a_library_changes_the_settings(settings_with: Any) -
 
 
 @pytest.mark.parametrize(
-    "module", ["miniature_weights", "miniature_file", "locality", "locality_kernels", "rtrace"]
+    "module",
+    [
+        *("miniature_weights", "miniature_groups", "miniature_file"),
+        *("locality", "locality_kernels", "rtrace"),
+    ],
 )
 def test_an_edit_of_what_makes_or_measures_it_changes_the_settings(
     settings_with: Any, module: str
@@ -171,8 +179,12 @@ def test_nothing_is_beside_the_miniature_before_it_is_complete(
         assert path.parent == tmp_path / ".tiny"
         return routing(0.4)
 
-    tensors = [Tensor("blk.0.ffn_up_exps.weight", (32, 32, 8))]
+    tensors = [
+        Tensor("token_embd.weight", (32, 4)),
+        Tensor("blk.0.ffn_up_exps.weight", (32, 32, 8)),
+    ]
     monkeypatch.setattr(miniature, "list_tensors", lambda *_: tensors)
+    monkeypatch.setattr(miniature, "token_groups", lambda *_: np.arange(4))
     monkeypatch.setattr(miniature, "quantize", quantize)
     monkeypatch.setattr(miniature, "check", check)
     path = miniature.make(row(), build, tmp_path)
@@ -279,17 +291,16 @@ EXPERTS = Tensor("blk.0.ffn_up_exps.weight", (64, 48, 8))
 
 
 def test_weights_depend_on_the_seed_and_the_name_alone() -> None:
-    first = generate(EXPERTS, 1, tied=False)
-    assert np.array_equal(first, generate(EXPERTS, 1, tied=False))
-    assert not np.array_equal(first, generate(EXPERTS, 2, tied=False))
+    first = generate(EXPERTS, 1)
+    assert np.array_equal(first, generate(EXPERTS, 1))
+    assert not np.array_equal(first, generate(EXPERTS, 2))
     other = Tensor("blk.1.ffn_up_exps.weight", EXPERTS.shape)
-    assert not np.array_equal(first, generate(other, 1, tied=False))
+    assert not np.array_equal(first, generate(other, 1))
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "stored"),
     [
-        ("token_embd.weight", (64, 100), np.float16),
         ("blk.0.ffn_up_exps.weight", (64, 48, 8), np.float16),
         ("blk.0.attn_q.weight", (64, 64), np.float16),
         ("blk.0.ffn_gate_inp.weight", (64, 8), np.float32),
@@ -305,7 +316,7 @@ def test_what_is_quantised_later_is_stored_in_half(
     name: str, shape: tuple[int, ...], stored: type[np.floating[Any]]
 ) -> None:
     tensor = Tensor(name, shape)
-    values = generate(tensor, 1, tied=False)
+    values = generate(tensor, 1)
     assert values.dtype == stored_as(tensor) == stored
     assert values.shape == shape[::-1]
     assert np.isfinite(values).all()
@@ -314,36 +325,107 @@ def test_what_is_quantised_later_is_stored_in_half(
 
 def test_matrices_keep_the_scale_of_their_input() -> None:
     for width in (64, 1024):
-        values = generate(Tensor("blk.0.attn_q.weight", (width, 512)), 1, tied=False)
+        values = generate(Tensor("blk.0.attn_q.weight", (width, 512)), 1)
         assert values.astype(float).std() == pytest.approx(width**-0.5, rel=0.05)
 
 
 def test_states_decay_and_only_a_quarter_rotates() -> None:
-    assert (generate(Tensor("blk.0.ssm_a", (1, 64)), 1, tied=False) < 0).all()
-    bias = generate(Tensor("blk.0.ssm_dt.bias", (64,)), 1, tied=False)
+    assert (generate(Tensor("blk.0.ssm_a", (1, 64)), 1) < 0).all()
+    bias = generate(Tensor("blk.0.ssm_dt.bias", (64,)), 1)
     step = np.log1p(np.exp(bias))
     assert step.min() >= 0.0009
     assert step.max() <= 0.11
-    divisors = generate(Tensor("rope_freqs.weight", (64,)), 1, tied=True)
+    divisors = generate(Tensor("rope_freqs.weight", (64,)), 1)
     assert divisors.tolist() == [1.0] * 16 + [np.float32(1e30)] * 48
 
 
+EMBEDDINGS = Tensor("token_embd.weight", (256, 1000))
+DRAWN = np.random.default_rng(1).integers(GROUPS, size=1000)
+
+
 def test_tied_embeddings_are_small() -> None:
-    embeddings = Tensor("token_embd.weight", (64, 1000))
-    free, tied = (generate(embeddings, 1, tied=tied).astype(float) for tied in (False, True))
-    assert free.std() > 10 * tied.std()
+    free, tied = (embed(EMBEDDINGS, 1, DRAWN, tied=tied) for tied in (False, True))
+    assert free.dtype == tied.dtype == stored_as(EMBEDDINGS) == np.float16
+    assert free.shape == tied.shape == (1000, 256)
+    assert free.astype(float).std() > 10 * tied.astype(float).std()
+
+
+def test_tokens_of_a_group_are_alike() -> None:
+    values = embed(EMBEDDINGS, 1, DRAWN, tied=False).astype(float)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    alike, same = values @ values.T, DRAWN[:, None] == DRAWN
+    np.fill_diagonal(same, False)
+    assert alike[same].mean() > 0.7
+    assert alike[DRAWN[:, None] != DRAWN].mean() < 0.3
+
+
+def topics(n_tokens: int, seed: int) -> Any:
+    """Return a text of 200 tokens in 10 topics; a topic lasts 5 tokens on average."""
+    rng = np.random.default_rng(seed)
+    changes = np.cumsum(rng.random(n_tokens) < 0.2)
+    return rng.permutation(changes.max() + 1)[changes] % 10 * 20 + rng.integers(20, size=n_tokens)
+
+
+def same_group(groups: Any, text: Any) -> tuple[float, float]:
+    """Return how often neighbours are of one group, and how often independent tokens are."""
+    found = groups[text]
+    share = np.bincount(found) / len(found)
+    return float((found[1:] == found[:-1]).mean()), float((share**2).sum())
+
+
+def test_groups_last_in_a_text_they_were_not_learned_from() -> None:
+    groups = learn(topics(5000, 1), 300)
+    lasting, chance = same_group(groups, topics(5000, 2))
+    assert lasting > 0.7
+    assert chance < 0.2
+
+
+def test_a_text_without_order_gives_no_groups_that_last() -> None:
+    groups = learn(np.random.default_rng(1).permutation(topics(5000, 1)), 300)
+    lasting, chance = same_group(groups, topics(5000, 2))
+    assert lasting < 1.5 * chance
+
+
+def test_groups_are_the_same_each_time_and_have_every_token() -> None:
+    groups = learn(topics(5000, 1), 300)
+    assert np.array_equal(groups, learn(topics(5000, 1), 300))
+    assert groups.shape == (300,)
+    assert set(groups[200:]) == set(range(GROUPS))  # tokens the text does not have are drawn
+
+
+def test_nothing_is_learned_from_the_text_that_routing_is_measured_on(
+    build: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def run(command: list[str], *_: Any) -> Finished:
+        read.append(Path(command[command.index("-f") + 1]).read_text(encoding="utf-8"))
+        return Finished("[1, 2, 1, 2, 3]", "", Process(exit_code=0, wall=0, peak_rss=0))
+
+    monkeypatch.setattr("tec.miniature_groups.run_tool", run)
+    groups = token_groups(4, build, tmp_path / "log")
+    assert groups[1] == groups[2]
+    assert checked_text() + read[0] == miniature_key.TEXT.read_text(encoding="utf-8")
+    assert len(read[0]) > 10 * len(checked_text()) > 0
 
 
 @pytest.fixture
 def behave(build: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that checks a miniature with the given tokens, hashes and routing."""
 
-    def run(tokens: list[int], hashes: list[str], next_token: float) -> RoutingSummary:
+    def run(
+        tokens: list[int],
+        hashes: list[str],
+        next_token: float,
+        independent: float | None = 0.3,
+        n_expert: int = 64,
+    ) -> RoutingSummary:
+        measured = routing(next_token, independent)
         line = json.dumps({"prompts": [{"tokens": tokens, "logits_hash": hashes}]})
         done = Finished(line, "", Process(exit_code=0, wall=0, peak_rss=0))
         monkeypatch.setattr(miniature_check, "run_tool", lambda *_: done)
-        monkeypatch.setattr(miniature_check, "summarise_routing", lambda *_: routing(next_token))
-        shape = type("Geometry", (), {"n_expert": 8, "n_expert_used": 2})
+        monkeypatch.setattr(miniature_check, "summarise_routing", lambda *_: measured)
+        shape = type("Geometry", (), {"n_expert": n_expert, "n_expert_used": n_expert // 4})
         monkeypatch.setattr(miniature_check, "read_geometry", lambda _: shape)
         return miniature_check.check(row(), tmp_path / "m.gguf", build, tmp_path / "log")
 
@@ -355,6 +437,16 @@ VARIED = [f"{n:016x}" for n in range(12)]
 
 def test_a_miniature_that_behaves_is_accepted(behave: Any) -> None:
     assert behave(list(range(12)), VARIED, 0.4).next_token == 0.4
+
+
+@pytest.mark.parametrize("independent", [0.38, 0.4, None])
+def test_reuse_that_popularity_explains_is_refused(behave: Any, independent: float | None) -> None:
+    with pytest.raises(TecError, match=r"row tiny is of no use: .*no temporal reuse.* 40\.0%"):
+        behave(list(range(12)), VARIED, 0.4, independent)
+
+
+def test_few_experts_have_no_room_for_more_than_popularity(behave: Any) -> None:
+    assert behave(list(range(12)), VARIED, 0.4, 0.4, n_expert=8).next_token == 0.4
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_paper_counts_rows_and_the_one_that_failed(root: Path) -> None:
     assert (claims["miniatures_bitwise"], claims["miniatures"]) == (1, 2)
     assert claims["row"] == FULL
     assert claims["miniature_overlap_min"] == claims["miniature_overlap_max"] == 0.5
+    assert claims["miniature_order_min"] == claims["miniature_order_max"] == 1.25
 
 
 def test_paper_of_a_failed_full_row_is_about_the_next_one(root: Path) -> None:

@@ -34,6 +34,8 @@ def test_miniature_has_its_rows_shape_and_its_own_file(lines: dict[str, dict[str
     assert (line["arch"], line["n_expert"]) == (row.shape.arch, str(row.shape.n_expert))
     assert (line["n_layer"], line["row_layers"]) == ("2", str(row.shape.n_layer))
     assert float(line["overlap_8"]) == ROUTING.overlap_8
+    assert float(line["next_token_ratio"]) == pytest.approx(0.125 / 0.1)
+    assert lines[ROW]["next_token_ratio"] == ""
     assert (lines[ROW]["overlap_8"], lines[ROW]["row_layers"]) == ("", "2")
 
 

@@ -77,6 +77,7 @@ def test_the_statistics_lie_beside_the_file(build_manifest: Manifest, folder: Pa
     assert routing.overlap_8_uniform + 0.05 < routing.overlap_8 < 0.95
     assert routing.next_token_independent is not None
     assert routing.next_token_independent > row.shape.n_expert_used / row.shape.n_expert
+    assert routing.next_token > 1.15 * routing.next_token_independent
     left = {file.name for file in folder.glob(f"{NEMOTRON}*")}
     assert left == {path.name, f"{path.stem}.routing.json", f"{path.stem}.log"}
 

@@ -18,8 +18,9 @@ from tec.errors import TecError
 from tec.files import write_atomically
 from tec.miniature_check import check
 from tec.miniature_file import list_tensors, quantize, write_keys, write_weights
+from tec.miniature_groups import token_groups
 from tec.miniature_key import KEY_DIGITS, recipe_key
-from tec.miniature_weights import Tensor
+from tec.miniature_weights import EMBEDDINGS, Tensor
 from tec.nearest import suggestion
 from tec.paths import MODELS
 from tec.progress import Progress
@@ -75,7 +76,8 @@ def _make(
         write_keys(row, shape.arch, recipe, keys)
         tensors = list_tensors(recipe, keys, manifest, log)
         _check_patterns(row, recipe, tensors)
-        write_weights(row, shape.arch, recipe, tensors, weights, progress.update)
+        groups = token_groups(_n_vocab(tensors), manifest, log)
+        write_weights(row, shape.arch, recipe, tensors, groups, weights, progress.update)
         quantize(recipe, weights, made, manifest, log)
         weights.unlink()
         routing = check(row, made, manifest, log)
@@ -86,6 +88,10 @@ def _make(
         outcome = f"{path.stat().st_size / 1e6:.0f} MB"
     finally:
         progress.finish(outcome)
+
+
+def _n_vocab(tensors: Sequence[Tensor]) -> int:
+    return next(tensor.shape[1] for tensor in tensors if tensor.name == EMBEDDINGS)
 
 
 def _publish(made: Path, path: Path) -> None:

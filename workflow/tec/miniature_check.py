@@ -1,7 +1,8 @@
-"""A miniature is of use only if it behaves: finite, varied, with routing neither even nor fixed.
+"""A miniature is of use only if it behaves: finite, varied, with routing that lasts but changes.
 
-That routing repeats itself more than uniform choice would is all that is asked. Unequal popularity
-of the experts is enough for it; `RoutingSummary.next_token_independent` says how much it explains.
+Routing that repeats itself more than uniform choice would is not enough: unequal popularity of the
+experts does that alone. It has to repeat more than independent tokens that want each expert as
+often. The statistics are those of a text that the groups of tokens were not learned from.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from tec.config import Row
 from tec.errors import TecError
 from tec.gguf_file import read_geometry
 from tec.locality import summarise
-from tec.miniature_key import TEXT
+from tec.miniature_groups import checked_text
 from tec.paths import MODELS, ROOT
 from tec.process import run_tool
 from tec.routing_summary import RoutingSummary
 from tec.rtrace import open_rtrace, to_selections
 
-_CHARACTERS = 2600
 _CONTEXT = 2048
 
 _PROMPTS = 4
@@ -33,6 +33,10 @@ _TAIL = 8
 """Tokens at the end of a prompt's decoding of which more than two have to differ."""
 _LEAST_REUSE = 1.2
 """Selections that repeat the token before, over what uniform routing would give."""
+_LEAST_LASTING = 1.15
+"""The same over what independent tokens that want each expert as often would give."""
+_LASTING_FROM = 32
+"""Experts from which on that is asked: with few of them, popularity leaves no room for more."""
 _MOST_REUSE = 0.95
 """Share of such selections above which routing hardly depends on the token."""
 
@@ -74,7 +78,20 @@ def check(row: Row, path: Path, manifest: Manifest, log: Path) -> RoutingSummary
         raise _refused(
             row, f"its routing is constant: {routing.next_token:.1%} of it repeats the token before"
         )
+    if geometry.n_expert >= _LASTING_FROM:
+        _check_order(row, routing)
     return routing
+
+
+def _check_order(row: Row, routing: RoutingSummary) -> None:
+    """Refuse routing that repeats only because some experts are wanted more often than others."""
+    independent = routing.next_token_independent
+    if independent is None or routing.next_token < _LEAST_LASTING * independent:
+        raise _refused(
+            row,
+            f"its routing has no temporal reuse: a token selects {routing.next_token:.1%} of the "
+            f"experts of the token before, independent tokens {independent or 0:.1%}",
+        )
 
 
 def summarise_routing(path: Path, manifest: Manifest, log: Path | None = None) -> RoutingSummary:
@@ -86,7 +103,7 @@ def summarise_routing(path: Path, manifest: Manifest, log: Path | None = None) -
     tool = manifest.bin_dir / "llama-router-trace"
     with tempfile.TemporaryDirectory() as folder:
         text, trace = Path(folder, "text.txt"), Path(folder, "routing.rtrace")
-        text.write_text(TEXT.read_text(encoding="utf-8")[:_CHARACTERS], encoding="utf-8")
+        text.write_text(checked_text(), encoding="utf-8")
         command = [tool, "-m", path, "-f", text, "-n", 0, "-c", _CONTEXT, "-t", default_jobs()]
         environment = {"ROUTER_TRACE_OUT": str(trace)}
         run_tool([str(word) for word in command], environment, log or path.with_suffix(".log"))

@@ -12,7 +12,7 @@ import gguf
 from tec.build import Manifest, default_jobs
 from tec.config import Key, Miniature, Row
 from tec.errors import TecError
-from tec.miniature_weights import Tensor, generate, stored_as
+from tec.miniature_weights import EMBEDDINGS, Groups, Tensor, embed, generate, stored_as
 from tec.paths import ROOT
 from tec.process import run_tool
 
@@ -45,6 +45,7 @@ def write_weights(
     arch: str,
     recipe: Miniature,
     tensors: Sequence[Tensor],
+    groups: Groups,
     path: Path,
     update: Callable[[int, int], None],
 ) -> None:
@@ -55,6 +56,7 @@ def write_weights(
         arch: llama.cpp's name of the architecture.
         recipe: keys and seed.
         tensors: what the file holds.
+        groups: the group of every token.
         path: GGUF file.
         update: called with the number of weights done and of all.
     """
@@ -67,7 +69,11 @@ def write_weights(
     total = sum(tensor.size for tensor in tensors)
     done = 0
     for tensor in tensors:
-        writer.write_tensor_data(generate(tensor, recipe.seed, tied))
+        if tensor.name == EMBEDDINGS:
+            values = embed(tensor, recipe.seed, groups, tied)
+        else:
+            values = generate(tensor, recipe.seed)
+        writer.write_tensor_data(values)
         done += tensor.size
         update(done, total)
     writer.close()

@@ -19,7 +19,8 @@ from tec.miniature_file import TOKENIZER
 from tec.paths import ROOT
 
 TEXT = ROOT / "configs" / "prompts" / "pydoc-heldout.txt"
-"""What the routing of every miniature is measured on."""
+"""Its beginning is what the routing of miniatures is measured on; groups of tokens are learned from
+the rest."""
 
 KEY_DIGITS = 12
 

@@ -3,7 +3,7 @@
 A tensor's name, which llama.cpp gives, tells its role; shapes are ggml's, fastest dimension first.
 Weight matrices keep the scale of what they multiply, so that no architecture needs numbers of its
 own. What makes routing reuse experts is in the embeddings: they make some experts more popular than
-others. The reuse of trained models that is due to the order of a text is hardly in it.
+others, and give tokens that follow each other in text experts in common (`tec.miniature_groups`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+Groups = npt.NDArray[np.int64]
+"""The group of every token of the vocabulary."""
+
+EMBEDDINGS = "token_embd.weight"
 
 # Of an embedding's variance, what all tokens share, what a group of tokens shares, and the rest.
-# The first makes routing skewed: some experts are wanted by most tokens. The second gives tokens of
-# a group experts in common; groups are drawn, so neighbours in a text share one only by chance.
-_ALL = 0.3
-_GROUP = 0.5
+# The first makes routing skewed: some experts are wanted by most tokens. The second makes it last:
+# tokens of a group have experts in common, and neighbours in a text are often of one group. The
+# more the first has, the more of the reuse is independent of what was said before.
+_ALL = 0.1
+_GROUP = 0.8
 _OWN = 1 - _ALL - _GROUP
-_GROUPS = 16
 
 _TIED = 0.25
 """Size of embeddings that are the output matrix as well: small, or each token predicts itself."""
@@ -64,21 +68,17 @@ def stored_as(tensor: Tensor) -> np.dtype[Any]:
     return np.dtype(np.float16) if _distribution(tensor) is None else np.dtype(np.float32)
 
 
-def generate(tensor: Tensor, seed: int, tied: bool) -> Array:
-    """Return a tensor's weights, of the type that `stored_as` says.
+def generate(tensor: Tensor, seed: int) -> Array:
+    """Return the weights of a tensor other than the embeddings, of the type `stored_as` says.
 
     Args:
         tensor: name and shape.
         seed: the row's; the same seed and tensor give the same numbers.
-        tied: the token embeddings are also the output matrix.
 
     Returns:
         C order, so the shape is reversed: slowest dimension first.
     """
-    digest = hashlib.sha256(f"{seed} {tensor.name}".encode()).digest()
-    rng = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "big")))
-    if tensor.name == "token_embd.weight":
-        return _embedding(rng, tensor, _TIED if tied else tensor.fan_in**0.5)
+    rng = _random(tensor, seed)
     distribution = _distribution(tensor)
     if distribution is None:
         return _matrix(rng, tensor)
@@ -86,15 +86,31 @@ def generate(tensor: Tensor, seed: int, tied: bool) -> Array:
     return values.reshape(tensor.shape[::-1])
 
 
-def _embedding(rng: np.random.Generator, tensor: Tensor, gain: float) -> Array:
-    """Return token embeddings whose parts have the shares of variance above."""
+def embed(tensor: Tensor, seed: int, groups: Groups, tied: bool) -> Array:
+    """Return token embeddings whose parts have the shares of variance above.
+
+    Args:
+        tensor: name and shape.
+        seed: the row's.
+        groups: the group of every token [n_tokens].
+        tied: the token embeddings are also the output matrix.
+
+    Returns:
+        As `generate`: [n_tokens, width].
+    """
+    rng = _random(tensor, seed)
     width, n_tokens = tensor.shape
+    gain = _TIED if tied else width**0.5
     everyone = rng.standard_normal(width, dtype=np.float32)
-    groups = rng.standard_normal((_GROUPS, width), dtype=np.float32)
+    directions = rng.standard_normal((groups.max() + 1, width), dtype=np.float32)
     own = rng.standard_normal((n_tokens, width), dtype=np.float32)
-    group = rng.integers(_GROUPS, size=n_tokens)
-    mixed = _ALL**0.5 * everyone + _GROUP**0.5 * groups[group] + _OWN**0.5 * own
+    mixed = _ALL**0.5 * everyone + _GROUP**0.5 * directions[groups] + _OWN**0.5 * own
     return np.asarray(mixed * (gain * width**-0.5), dtype=np.float16)
+
+
+def _random(tensor: Tensor, seed: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed} {tensor.name}".encode()).digest()
+    return np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "big")))
 
 
 def _matrix(rng: np.random.Generator, tensor: Tensor) -> Array:
@@ -147,7 +163,8 @@ _SMALL: tuple[tuple[str, Distribution], ...] = (
     (r"\.ssm_conv1d\.weight$", _normal(0, 0.5)),
     (r"\.ffn_gate_inp\.scale$", _router_scale),
     (r"\.ffn_gate_inp(_shexp)?\.weight$", _router),
-    (r"\.exp_probs_b\.bias$", _normal(0, 0.03)),
+    # Small beside the scores of the experts selected, or the bias alone would select.
+    (r"\.exp_probs_b\.bias$", _normal(0, 0.01)),
     (r"\.attn_sinks\.weight$", _normal(0, 1)),
     (r"(norm[\w]*\.weight|\.scale|layer_output_scale\.weight)$", _normal(1, 0.1)),
     (r"\.bias$", _normal(0, 0.1)),

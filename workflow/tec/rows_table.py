@@ -18,6 +18,8 @@ _ROUTING = (
     *("overlap_8", "overlap_8_uniform", "median_reuse"),
     *("next_token", "next_token_independent", "effective_experts"),
 )
+_ORDER = "next_token_ratio"
+"""How many times as often as in independent tokens a selection repeats the token before."""
 
 
 def rows_table(
@@ -56,6 +58,7 @@ def rows_table(
             *("quant", "size_gib", "n_layer", "n_moe_layers", "row_layers", "row_moe_layers"),
             *("self", "bitwise"),
             *_ROUTING,
+            _ORDER,
         ),
         columns=(
             Column("row", "row"),
@@ -118,4 +121,6 @@ def _all_of(verdicts: Sequence[Verdict], check: Check) -> Outcome:
 
 
 def _routing(summary: RoutingSummary | None) -> dict[str, Value]:
-    return {key: getattr(summary, key) if summary else None for key in _ROUTING}
+    found: dict[str, Value] = {key: getattr(summary, key, None) for key in _ROUTING}
+    independent = summary and summary.next_token_independent
+    return {**found, _ORDER: summary.next_token / independent if summary and independent else None}
