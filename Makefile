@@ -6,12 +6,14 @@
 # PYTHON=python3.12     the interpreter that makes .venv
 # CORES=8               cores for building (all of them by default)
 # STUDY=NAME            a file of configs/studies
-# CONFIG="rows=NAME"    passed to snakemake --config; also arms=NAME,NAME and capacities=SLOTS,SLOTS
+# REQUIREMENTS=FILE     hashed packages for .venv, in place of requirements.lock
+# CONFIG="rows=NAME"    passed to snakemake --config; also arms=NAME,NAME capacities=SLOTS,SLOTS rounds=N
 
 PYTHON ?= python3
 CORES  ?= all
 STUDY  ?= demo
 CONFIG ?=
+REQUIREMENTS := requirements.lock
 
 VENV      := .venv
 BIN       := $(VENV)/bin
@@ -43,7 +45,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m mypy
 
 # Every package is pinned and hashed. An interrupted installation leaves no stamp: the next run repeats it.
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): $(REQUIREMENTS) pyproject.toml
 	@$(PYTHON) -c 'import sys, tarfile; sys.exit(sys.version_info < (3, 11) or not hasattr(tarfile, "data_filter"))' \
 	    2>/dev/null || { \
 	    echo "error: $(PYTHON) is missing or older than Python 3.11.4" >&2; \
@@ -53,7 +55,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	    echo "  next: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "installing the Python environment into $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@echo "$(CURDIR) $$($(BIN)/python --version)" > $@
 
