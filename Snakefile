@@ -2,7 +2,7 @@
 # -> tables, figures, paper. One file per stage under workflow/rules.
 #
 #   snakemake --cores all all
-#   snakemake --cores all all --config study=NAME rows=NAME,NAME arms=NAME,NAME capacities=SLOTS,SLOTS
+#   snakemake --cores all all --config study=NAME rows=NAME,NAME arms=NAME,NAME capacities=SLOTS,SLOTS rounds=N
 #   snakemake --cores all results/STUDY/arms/ROW.PROTOCOL.ARM.jsonl
 
 import re
@@ -65,7 +65,7 @@ def checked(check, *asked):
 wildcard_constraints:
     target="|".join(TARGETS),
     row="|".join(map(re.escape, ROWS)),
-    variant="full|miniature",
+    variant="full|miniature|replica",
 
 
 report: "workflow/report/workflow.rst"
@@ -91,4 +91,4 @@ rule all:
         rules.locality.output if rows_with("locality") else [],
         rules.outcome.output,
         expand(rules.figure.output, figure=shown_figures()),
-        rules.paper.output if shown_figures() else [],
+        rules.paper.output if has_paper() else [],

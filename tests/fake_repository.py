@@ -23,14 +23,17 @@ COPIED = ("Snakefile", "workflow", "configs", "llama.cpp", "patches", "paper")
 
 
 def make_repository(
-    folder: Path, rows: Sequence[str] = ("toy",), slow: float = 0, **changes: Any
+    folder: Path,
+    rows: Sequence[str] = ("toy",),
+    faults: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Path:
     """Make the copy in `folder`/repository; the rows' files and tools lie beside it.
 
     Args:
         folder: an empty folder.
         rows: names of the study's rows; each has a model file of its own, `<row>.gguf`.
-        slow: seconds every tool takes.
+        faults: how the tools behave (`fake_tools`).
         changes: replace keys of the study.
     """
     repository = folder / "repository"
@@ -43,8 +46,10 @@ def make_repository(
         _write(repository / "configs" / "models" / f"{row}.yaml", _row(folder, row))
     study = make_study(folder, **{"rows": list(rows), **changes})
     _write(repository / "configs" / "studies" / "fake.yaml", study.model_dump(mode="json"))
-    manifest = fake_tools.install(folder / "bin", slow=slow)
-    for done in (source_record(load_pin().digest), PATCHED_SERIES, build_manifest("cpu")):
+    manifest = fake_tools.install(folder / "bin", **(faults or {}))
+    manifest = manifest.model_copy(update={"target": study.target})
+    built = build_manifest(study.target)
+    for done in (source_record(load_pin().digest), PATCHED_SERIES, built):
         file = repository / relative(done)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(manifest.model_dump_json())

@@ -17,6 +17,7 @@ FAULTS: dict[str, Any] = json.loads((HERE / "faults.json").read_text())
 LINE = " ".join([TOOL, *sys.argv[1:]])
 N_EXPERT_USED = 2
 N_LAYER = 2
+MIB = 1024**2
 
 
 def option(name: str, default: str = "") -> str:
@@ -34,6 +35,52 @@ def capacity() -> int:
     return 12 if asked == "auto" else int(asked)
 
 
+def failed(why: str) -> SystemExit:
+    print(f"loading\nerror: {why}", file=sys.stderr)
+    return SystemExit(1)
+
+
+def on_gpu() -> tuple[int, int]:
+    """Return how many layers are on the GPU, and how many of their experts."""
+    layers = int(FAULTS.get("layers", N_LAYER))
+    if option("--fit") == "on":
+        room = int(option("--vram-limit")) - int(option("--fit-target"))
+        loads = [n for n in range(layers + 1) if used(layers, n) <= room]
+        return layers, loads[-1] if loads else 0
+    given = min(int(option("--gpu-layers", "0")), layers + 1)
+    whole = max(0, given - 1) if given <= layers else layers
+    return whole, min(whole, max(0, layers - int(option("--n-cpu-moe", "0"))))
+
+
+def used(layers: int, experts: int) -> int:
+    """Return the MiB that a model of 16 experts of 100 MiB in a layer takes."""
+    factor = 2 if struck("big") else 1
+    all_layers = int(FAULTS.get("layers", N_LAYER))
+    return 100 + 50 * (layers + 1) + factor * 100 * (16 * experts + capacity() * all_layers)
+
+
+def occupy() -> None:
+    """Fail as the tool does where the card, or what of it may be used, is too small."""
+    if "--vram-limit" in sys.argv:
+        if "gpu_mib" not in FAULTS:
+            raise failed("--vram-limit: there is no GPU whose memory could be limited")
+        limit, free = int(option("--vram-limit")), FAULTS["gpu_mib"]
+        if free < limit:
+            raise failed(f"--vram-limit: CUDA0 has {free} MiB free, fewer than the limit: choose")
+    room = int(option("--vram-limit", str(FAULTS.get("gpu_mib", 10**9))))
+    if "gpu_mib" in FAULTS and used(*on_gpu()) > room:
+        raise failed("cannot load 'm.gguf': unable to allocate CUDA0 buffer")
+
+
+def devices() -> list[dict[str, Any]]:
+    if "gpu_mib" not in FAULTS:
+        return []
+    total = (FAULTS["gpu_mib"] + 500) * MIB
+    room = int(option("--vram-limit", str(FAULTS["gpu_mib"])))
+    free = (room - used(*on_gpu())) * MIB
+    return [{"name": "CUDA0", "total_bytes": total, "free_bytes": free}]
+
+
 def prompt(index: int, n_gen: int) -> dict[str, Any]:
     """Return one prompt's result: a hit rate of C/16, faster with more hits, one cold step."""
     strike = index == 1
@@ -47,8 +94,10 @@ def prompt(index: int, n_gen: int) -> dict[str, Any]:
     if strike and struck("wrong_tokens"):
         tokens[3:] = [0] * (n_gen - 3)
     asked = N_EXPERT_USED * N_LAYER if capacity() else 0
-    hits = asked if struck("all_hits") else asked * capacity() // 16
+    hits = asked if struck("all_hits") else asked * min(capacity(), 16) // 16
     step_ns = 2_000_000 + 100_000 * (asked - hits)
+    if "gpu_mib" in FAULTS and not capacity():
+        step_ns += 1_000_000 * (FAULTS.get("layers", N_LAYER) - on_gpu()[1])
     return {
         "id": f"p{index}",
         "n_prompt": 10,
@@ -64,7 +113,11 @@ def prompt(index: int, n_gen: int) -> dict[str, Any]:
 
 def expert_bench() -> str:
     """Return one line for each batch size, or one for the tokens given with --forced."""
+    occupy()
     if "--forced" in sys.argv:
+        for name in ("--prompts", "--replay"):
+            if option(name) and not Path(option(name)).is_file():
+                raise failed(f"cannot read {option(name)}")
         if trace := option("--trace-out"):
             write_trace(Path(trace), int(option("-n")))
         tokens = prompt(0, int(option("-n")))
@@ -105,17 +158,20 @@ def result_line(prompts: list[dict[str, Any]], batch: int, decode_tokens: int) -
         "prompts": prompts,
         "decode_ns": sum(sum(p["token_ns"]) for p in prompts),
         "decode_tokens": decode_tokens,
-        "prompt_ns": 10_000_000,
+        "prompt_ns": 0 if "--replay" in sys.argv else 10_000_000,
         "prompt_tokens": 20,
         "hits": hits,
         "misses": misses,
-        "bytes_moved": 0,
+        "bytes_moved": misses * 100 * MIB,
+        "copy": {"bytes_per_second": 50e9} if "gpu_mib" in FAULTS else None,
+        "vram_limit_bytes": int(option("--vram-limit", "0")) * MIB or None,
         "layers": layers,
-        "memory": {"host_peak_bytes": 1, "devices": [], "cache_bytes": 0},
+        "memory": {"host_peak_bytes": 1, "devices": devices(), "cache_bytes": 0},
         "status": {
             "engaged": capacity() > 0,
             "reason": None if capacity() else "off",
             "capacity": capacity(),
+            "cache_bytes": (used(0, 0) - 150) * MIB,
             "batch_limit": capacity() // N_EXPERT_USED,
         },
     }

@@ -9,6 +9,9 @@ Behaviour is steered by the file `faults.json` beside the scripts, a mapping of
   not_engaged: the cache stays off
   torn: the result ends in the middle
   slow: seconds every process takes
+  gpu_mib: MiB that a graphics card has free; without it there is none
+  layers: of the model in its memory, 2 by default
+  big: substring at which the experts are twice as large
 Every call appends its command line to `calls.txt`.
 """
 

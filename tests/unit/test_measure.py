@@ -26,7 +26,8 @@ from tec.cli import main
 from tec.errors import TecError
 from tec.files import sha256_file
 from tec.inputs import INPUTS
-from tec.measure import interleaved, kept_trace, locality_plan, prompts_plan, random_plan
+from tec.measure import kept_trace, locality_plan, prompts_plan, random_plan
+from tec.order import interleaved
 from tec.outcome import failure_in
 from tec.records import Record, read_records
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tec.config import HubSource, Row, load_row
+from tec.config import HubSource, Row, load_row, load_study
 from tec.paths import MODELS
 
 # arch, blocks, blocks with experts, experts, used, widths that decide how rows are quantised
@@ -58,8 +58,17 @@ def keys(row: Row) -> dict[str, Any]:
     return dict(row.miniature.keys)
 
 
-def test_there_is_a_file_for_each_of_them_and_for_our_own_model() -> None:
-    assert {path.stem for path in MODELS.glob("*.yaml")} == {*FACTS, "pydoc-moe"}
+def test_there_is_a_file_for_each_of_them_our_own_model_and_the_baseline() -> None:
+    others = {"pydoc-moe", "qwen3-30b-a3b-q8_0"}
+    assert {path.stem for path in MODELS.glob("*.yaml")} == {*FACTS, *others}
+
+
+def test_the_measured_baseline_is_made_here_and_in_no_study_of_files() -> None:
+    baseline = load_row("qwen3-30b-a3b-q8_0")
+    assert baseline.source is None
+    assert baseline.miniature is None
+    for study in (load_study("demo"), load_study("paper")):
+        assert baseline.name not in study.all_rows
 
 
 def test_the_shape_is_the_model_s(row: Row) -> None:

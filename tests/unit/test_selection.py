@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fake_replay import STUDY
 from fake_study import make_row, make_study
 from gguf_files import write_moe
 from tec import config, paths
@@ -75,13 +76,32 @@ def test_unknown_name_is_an_error_with_the_nearest(
     assert nearest in str(caught.value)
 
 
-def test_cuda_target_is_refused_for_arms_with_the_cache_on(configs: Path) -> None:
-    with pytest.raises(TecError, match="no CUDA kernels in this version") as caught:
-        select({**GIVEN, "target": "sm_90"})
-    assert str(caught.value.where).endswith("configs/studies/fake.yaml")
-    assert str(caught.value.hint).endswith("with: .venv/bin/tec build sm_90")
-    write_study(configs, make_study(configs, arms={"off": {"expert_cache": "off"}}))
+def test_limits_of_vram_need_a_cuda_target(configs: Path) -> None:
     assert select({**GIVEN, "target": "sm_90"}).target == "sm_90"
+    write_study(configs, make_study(configs, **STUDY))
+    selection = select(GIVEN)
+    assert (selection.target, selection.protocols("toy")) == ("sm_90", ["replay", "parity"])
+    with pytest.raises(TecError, match="at limits of a GPU's memory: it cannot run") as caught:
+        select({**GIVEN, "target": "cpu"})
+    assert str(caught.value.where).endswith("configs/studies/fake.yaml")
+    assert "--config target=sm_90" in str(caught.value.hint)
+
+
+def test_arms_that_are_searched_for_are_chosen_like_sweeps(configs: Path) -> None:
+    use_model(configs)
+    write_study(configs, make_study(configs, **STUDY))
+    chosen = select({**GIVEN, "arms": "ncmoe,cached", "capacities": "4,5", "rounds": 1})
+    assert list(chosen.chosen("toy")) == ["cached-c4", "cached-c5", "ncmoe-c4", "ncmoe-c5"]
+    assert chosen.choice_of("toy", "replay").arms == ("resident", "ncmoe", "cached")
+    assert chosen.choice.words()[-2:] == ["--rounds", "1"]
+    with pytest.raises(TecError, match="rounds 'x' is no number from 1"):
+        select({**GIVEN, "rounds": "x"})
+
+
+def test_replica_needs_a_recipe(configs: Path) -> None:
+    write_study(configs, make_study(configs, form="replica"))
+    with pytest.raises(TecError, match="cannot take part as a replica: it has no recipe"):
+        select(GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +249,7 @@ def test_arm_without_the_cache_may_run_on_cuda(configs: Path) -> None:
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_study_is_valid_with_its_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert select({"study": path.stem, "target": "cpu"}).rows
+    assert select({"study": path.stem}).rows
 
 
 def test_protocol_or_miniature_that_a_row_has_not_is_one_message(configs: Path) -> None:

@@ -21,7 +21,7 @@ ROUNDS = 3
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    return make_repository(tmp_path, slow=0.1)
+    return make_repository(tmp_path, faults={"slow": 0.1})
 
 
 def wait_for_records(folder: Path, wanted: int, process: subprocess.Popen[bytes]) -> Path:

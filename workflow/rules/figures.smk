@@ -9,12 +9,21 @@ def shown_figures():
     """The figures that the selected rows and arms have the data for."""
     if not SELECTION.compares:  # nothing to compare without the cache on and off
         return []
-    subjects = {"rows", "parity"}
+    subjects = {"parity"}
+    if rows_with("prompts"):
+        subjects.add("rows")
+    if rows_with("replay"):
+        subjects.add("replay")
     if rows_with("locality"):
         subjects.add("locality")
     if any(STUDY.variant(row) == "miniature" for row in ROWS):
         subjects.add("miniatures")
     return figures_of(subjects)
+
+
+def has_paper():
+    """Whether the paper can be made: it is about real prompts and needs the figures."""
+    return bool(shown_figures() and rows_with("prompts"))
 
 
 rule figure:

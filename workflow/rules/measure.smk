@@ -21,6 +21,7 @@ COMMANDS = {
     "prompts": "measure prompts",
     "random": "measure random",
     "locality": "measure locality",
+    "replay": "measure replay",
     "parity": "parity run",
 }
 MACHINE = read_system().fingerprint
@@ -51,7 +52,7 @@ def choice_of(wildcards, protocol=None):
     protocol = protocol or wildcards.protocol
     if not hasattr(wildcards, "arm"):
         return SELECTION.choice_of(wildcards.row, protocol)
-    choice = choose(wildcards.arm, SELECTION.choice.capacities)
+    choice = choose(wildcards.arm, SELECTION.choice.capacities, SELECTION.choice.rounds)
     shape, arms = SELECTION.shapes[wildcards.row], SELECTION.arms(wildcards.row)
     if shape:
         checked(choice.check, wildcards.row, arms, shape.n_expert, shape.n_expert_used)
@@ -95,7 +96,7 @@ rule measure:
     log:
         f".cache/logs/{STUDY.name}/{{row}}.{{protocol}}.log",
     wildcard_constraints:
-        protocol="prompts|random|parity",
+        protocol="prompts|random|replay|parity",
     params:
         command=lambda wildcards: COMMANDS[wildcards.protocol],
         settings=settings,
@@ -137,7 +138,7 @@ rule measure_arm:
     log:
         f".cache/logs/{STUDY.name}/{{row}}.{{protocol}}.{{arm}}.log",
     wildcard_constraints:
-        protocol="prompts|random|parity",
+        protocol="prompts|random|replay|parity",
         arm=r"[a-z0-9][a-z0-9._-]*",
     params:
         command=lambda wildcards: COMMANDS[wildcards.protocol],

@@ -1,5 +1,5 @@
 # A row's model file, checked, with its geometry: a file of this repository, one from the hub, or a
-# miniature made with the build's programs.
+# miniature or replica made with the build's programs.
 
 from tec import hub_lock
 from tec.config import FileSource, HubSource
@@ -7,13 +7,13 @@ from tec.miniature_key import recipe_settings
 
 
 def model_inputs(wildcards):
-    """The programs that make a miniature, or the row's file if it is there; the hub's are fetched.
+    """The programs that make a miniature or a replica, or the row's file if it is there; the hub's are fetched.
 
     Its SHA-256 is a parameter: a copy with a newer date is the same model.
     """
     checked(SELECTION.check_variant, wildcards.row, wildcards.variant)
     source = ROWS[wildcards.row].source
-    if wildcards.variant == "miniature":
+    if wildcards.variant != "full":
         return [relative(paths.build_manifest(TARGET))]
     if isinstance(source, FileSource) and source.path.exists():
         return [ancient(str(source.path))]
@@ -26,6 +26,8 @@ def model_settings(wildcards):
     settings = [row.model_dump_json(include={"source", "shape"})]
     if wildcards.variant == "miniature":
         settings.append(recipe_settings(row))
+    elif wildcards.variant == "replica":
+        settings.append(row.model_dump_json(include={"replica"}))
     elif isinstance(row.source, HubSource):
         settings.append(pinned(row))
     return settings
@@ -52,7 +54,7 @@ rule model:
         relative(paths.model_record("{row}", "{variant}")),
     params:
         settings=model_settings,
-        build=lambda wildcards, input: f"--build {input}" if wildcards.variant == "miniature" else "",
+        build=lambda wildcards, input: f"--build {input}" if wildcards.variant != "full" else "",
     resources:
         downloads=from_hub,
     shell:

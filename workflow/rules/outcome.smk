@@ -34,7 +34,7 @@ def documents():
     figures = expand([*rules.figure.output], figure=shown_figures())
     return [
         *figures,
-        *(rules.paper.output if shown_figures() else []),
+        *(rules.paper.output if has_paper() else []),
         *(rules.locality.output if rows_with("locality") else []),
     ]
 

@@ -1,11 +1,16 @@
 # The study's tables, from the raw records, traces and verdicts of its rows.
 
-from tec.tables import LOCALITY_TABLES, TABLES
+from tec.tables import LOCALITY_TABLES, REPLAY_TABLES, TABLES
 
 TABLE_CODE = [
-    *("tables", "main_table", "rows_table", "table", "summary", "stats"),
+    *("tables", "main_table", "rows_table", "baselines_table", "table", "summary", "stats"),
     *("outcome", "expert_bench", "llama_bench", "routing_summary"),
 ]
+
+
+def tables_of_records():
+    """The tables that are made from records and verdicts."""
+    return [*TABLES, *(REPLAY_TABLES if rows_with("replay") else [])]
 
 
 rule tables:
@@ -17,13 +22,16 @@ rule tables:
         code=expand("workflow/tec/{module}.py", module=TABLE_CODE),
     output:
         report(
-            expand(f"{RESULTS}/tables/{{name}}.csv", name=TABLES),
+            expand(f"{RESULTS}/tables/{{name}}.csv", name=tables_of_records()),
             caption="../report/table.rst",
             category="Tables",
         ),
-        expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=TABLES, suffix=["md", "tex"]),
+        expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=tables_of_records(), suffix=["md", "tex"]),
+    params:
+        baselines="--baselines" if rows_with("replay") else "",
     shell:
-        "{TEC} tables --runs {input.runs} --verdicts {input.verdicts} --out {RESULTS}/tables"
+        "{TEC} tables --runs {input.runs} --verdicts {input.verdicts} {params.baselines}"
+        " --out {RESULTS}/tables"
 
 
 rule locality:
@@ -48,5 +56,5 @@ rule locality:
 
 def all_tables():
     """The CSV files of every table that the selected rows have."""
-    names = [*TABLES, *(LOCALITY_TABLES if rows_with("locality") else [])]
+    names = [*tables_of_records(), *(LOCALITY_TABLES if rows_with("locality") else [])]
     return expand(f"{RESULTS}/tables/{{name}}.csv", name=names)

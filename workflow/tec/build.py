@@ -174,8 +174,8 @@ def build(target: str, jobs: int, wanted: Sequence[str], manifest: Path) -> Mani
         digest=pin.digest,
         series_hash=series_hash,
         build_type="Release",
-        compiler=_compiler(folder, "CXX") or "unknown",
-        cuda=_compiler(folder, "CUDA"),
+        compiler=compiler(folder, "CXX") or "unknown",
+        cuda=compiler(folder, "CUDA"),
         cmake_args=arguments,
         bin_dir=folder / "bin",
         binaries={name: _binary(folder, folder / "bin" / name) for name in wanted},
@@ -271,7 +271,7 @@ def explain_failure(label: str, output: str, log: Path) -> TecError:
     return TecError(f"{label} failed:\n{reason}", f"full log: {log}", "read the log")
 
 
-def _compiler(folder: Path, language: str) -> str | None:
+def compiler(folder: Path, language: str) -> str | None:
     """Return a compiler's name and version as cmake found it, e.g. `GNU 12.2.0`."""
     for file in folder.glob(f"CMakeFiles/*/CMake{language}Compiler.cmake"):
         values = dict(re.findall(r'^set\((\w+) "([^"]*)"\)', file.read_text(), re.MULTILINE))

@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tec.config import Arm, Scope, SweptArm
+from tec.config import Arm, Scope, SearchedArm, SweptArm
 from tec.errors import TecError
 from tec.nearest import check_known, suggestion
 from tec.records import Protocol
 
-_WITH_REFERENCE: tuple[Protocol, ...] = ("parity", "locality")
+_WITH_REFERENCE: tuple[Protocol, ...] = ("parity", "locality", "replay")
 """What is compared with the arm whose cache is off, so that this arm is always run."""
 
 
@@ -24,6 +24,8 @@ class Choice:
     """Names as in the study (`cached`: the whole sweep) or expanded (`cached-c16`)."""
     capacities: tuple[int, ...] = ()
     """Slots per layer at which arms with a sweep run, in place of the study's."""
+    rounds: int | None = None
+    """Fresh processes per arm, in place of the study's; parity has its own number."""
 
     def narrow(self, arms: Mapping[str, Arm]) -> dict[str, Arm]:
         """Return the chosen ones of a row's expanded arms, in their order.
@@ -84,11 +86,17 @@ class Choice:
         if self == Choice():
             return key
         part = f"{key} {sorted(self.arms)} {self.capacities}"
+        if self.rounds is not None:
+            part += f" {self.rounds}"
         return hashlib.sha256(part.encode()).hexdigest()[:12]
 
     def words(self) -> list[str]:
         """Return the choice as arguments of a command."""
-        given = {"--arms": self.arms, "--capacities": [str(slots) for slots in self.capacities]}
+        given = {
+            "--arms": self.arms,
+            "--capacities": [str(slots) for slots in self.capacities],
+            "--rounds": [] if self.rounds is None else [str(self.rounds)],
+        }
         return [word for name, value in given.items() if value for word in (name, ",".join(value))]
 
     def _at_capacities(self, arms: Mapping[str, Arm]) -> dict[str, Arm]:
@@ -101,23 +109,37 @@ class Choice:
                 offered[name] = arm
             else:
                 for slots in self.capacities:
-                    offered[f"{sweep}-c{slots}"] = arm.model_copy(update={"expert_cache": slots})
+                    offered[f"{sweep}-c{slots}"] = at_capacity(arm, slots)
         return offered
 
     def _has(self, name: str, arm: Arm) -> bool:
         return not self.arms or name in self.arms or sweep_of(name, arm) in self.arms
 
 
+def slots_of(arm: Arm) -> int | None:
+    """Return the capacity at which an arm with a sweep or a search is run; None of another arm."""
+    if isinstance(arm, SearchedArm):
+        return arm.slots
+    return int(arm.expert_cache) if isinstance(arm, SweptArm) else None
+
+
+def at_capacity(arm: Arm, slots: int) -> Arm:
+    """Return an arm with a sweep or a search at another capacity."""
+    key = "slots" if isinstance(arm, SearchedArm) else "expert_cache"
+    return arm.model_copy(update={key: slots})
+
+
 def sweep_of(name: str, arm: Arm) -> str | None:
-    """Return the name in the study of an expanded arm that comes from a sweep."""
-    return name.removesuffix(f"-c{arm.expert_cache}") if isinstance(arm, SweptArm) else None
+    """Return the name in the study of an expanded arm that comes from a sweep or a search."""
+    slots = slots_of(arm)
+    return None if slots is None else name.removesuffix(f"-c{slots}")
 
 
-def choose(arms: object = None, capacities: object = None) -> Choice:
+def choose(arms: object = None, capacities: object = None, rounds: object = None) -> Choice:
     """Return the choice of what was given: texts with commas, numbers, lists, or None.
 
     Raises:
-        TecError: a capacity is not a whole number.
+        TecError: a capacity is not a whole number, or the rounds are not one from 1.
     """
     try:
         slots = sorted({int(word) for word in names(capacities)})
@@ -127,7 +149,16 @@ def choose(arms: object = None, capacities: object = None) -> Choice:
             "the choice of capacities",
             "give slots per layer, such as capacities=16,32",
         ) from None
-    return Choice(tuple(dict.fromkeys(names(arms))), tuple(slots))
+    return Choice(tuple(dict.fromkeys(names(arms))), tuple(slots), _rounds(rounds))
+
+
+def _rounds(given: object) -> int | None:
+    if given is None:
+        return None
+    text = str(given)
+    if not text.isdecimal() or int(text) < 1:
+        raise TecError(f"rounds '{text}' is no number from 1", "the choice of rounds", "rounds=3")
+    return int(text)
 
 
 def names(given: object) -> list[str]:
@@ -140,6 +171,7 @@ def names(given: object) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--arms` and `--capacities`, which `choose` takes."""
+    """Add `--arms`, `--capacities` and `--rounds`, which `choose` takes."""
     parser.add_argument("--arms", help="only these arms, separated by commas")
     parser.add_argument("--capacities", help="slots per layer of arms with a sweep, with commas")
+    parser.add_argument("--rounds", help="fresh processes per arm, in place of the study's")

@@ -30,6 +30,7 @@ COMMANDS = {
     "figures": "tec.figures",
     "paper": "tec.paper",
     "verify": "tec.verify",
+    "pack": "tec.pack",
 }
 
 

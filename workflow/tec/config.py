@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import Field, PositiveInt, StringConstraints
+from pydantic import Field, PositiveInt, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from tec.errors import TecError
 from tec.nearest import check_known
@@ -24,7 +25,7 @@ DEFAULT_STUDY = "demo"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
-Variant = Literal["full", "miniature"]
+Variant = Literal["full", "miniature", "replica"]
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -76,16 +77,33 @@ class Miniature(Section):
     seed: int = 1
 
 
+class Replica(Miniature):
+    """How the row is made at full size, with generated weights: the keys are the real model's."""
+
+    vocabulary: PositiveInt
+    """Tokens of the real model: the length of its first and its last matrix."""
+
+
 class Row(Section):
     """A model file in the study."""
 
     name: Name
     title: str
-    source: Annotated[FileSource | HubSource, Field(discriminator="kind")]
+    source: Annotated[FileSource | HubSource, Field(discriminator="kind")] | None = None
+    """Where the file is; left out by a row that is only ever a replica."""
     shape: Shape | None = None
     prompts: Path
     """JSON lines, one `{"id": ..., "text": ...}` each; relative to the repository's root."""
     miniature: Miniature | None = None
+    replica: Replica | None = None
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Row:
+        if self.source is None and self.replica is None:
+            raise PydanticCustomError(
+                "no_source", "the row has no source: say where its file is, or add a replica"
+            )
+        return self
 
 
 class Arm(Section):
@@ -93,9 +111,20 @@ class Arm(Section):
 
     expert_cache: Literal["off", "auto", "sweep"] | PositiveInt = "off"
     """Slots per layer; `sweep` stands for one arm per capacity of the study."""
+    search: Literal["n-cpu-moe", "gpu-layers", "fit"] | None = None
+    """The stock engine at the VRAM of each capacity's cached arm: fewest layers with their experts
+    on the CPU, most layers on the GPU, or upstream's own fit; what fits is found by search."""
     expert_cache_policy: Literal["lru"] | None = None
     options: dict[str, str | int | float] = Field(default_factory=dict)
     """Other llama.cpp options by their long name without dashes, e.g. `n-cpu-moe: 99`."""
+
+    @model_validator(mode="after")
+    def _searches_without_a_cache(self) -> Arm:
+        if self.search and self.expert_cache != "off":
+            raise PydanticCustomError(
+                "search", "search is for arms of the stock engine: write expert_cache: off"
+            )
+        return self
 
     def arguments(self) -> list[str]:
         """Return the arm as command-line arguments of the llama.cpp tools."""
@@ -110,6 +139,13 @@ class Arm(Section):
 
 class SweptArm(Arm):
     """An arm with a sweep, at one of the capacities; known from an arm with a similar name."""
+
+
+class SearchedArm(Arm):
+    """An arm with a search, at the VRAM of one of the capacities."""
+
+    slots: PositiveInt
+    """Slots per layer of the cached arm whose VRAM it has."""
 
 
 class Capacities(Section):
@@ -152,12 +188,56 @@ class LocalityProtocol(Section):
     threads: PositiveInt
 
 
+class ReplayProtocol(Section):
+    """llama-expert-bench decodes random tokens along a drawn routing trace, at limits of VRAM.
+
+    The limit of a capacity is what its cached arm uses, and a margin.
+    """
+
+    tokens: Annotated[int, Field(ge=2)]
+    """Length of the trace."""
+    n_gen: Annotated[int, Field(ge=2)]
+    """Tokens decoded along it, one by one."""
+    rounds: PositiveInt
+    """Fresh processes per arm."""
+    threads: PositiveInt
+    ctx: PositiveInt
+    """Context size in tokens."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Of the trace and of the tokens."""
+    margin_mib: PositiveInt = 320
+    """MiB beyond what the cached arm uses; it leaves 256 of them free when it sizes its slots."""
+
+    @model_validator(mode="after")
+    def _trace_is_long_enough(self) -> ReplayProtocol:
+        if self.n_gen > min(self.tokens, self.ctx):
+            raise PydanticCustomError(
+                "n_gen", "n_gen is more than the tokens of the trace or of the context"
+            )
+        return self
+
+
 class Protocols(Section):
     """What is run for every row and arm; a protocol that is left out is not run."""
 
-    prompts: PromptsProtocol
+    prompts: PromptsProtocol | None = None
     random: RandomProtocol | None = None
     locality: LocalityProtocol | None = None
+    replay: ReplayProtocol | None = None
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Protocols:
+        if self.prompts is None and self.replay is None:
+            raise PydanticCustomError("protocols", "needs prompts or replay")
+        return self
+
+    @property
+    def main(self) -> PromptsProtocol | ReplayProtocol:
+        """The protocol that the main table and the parity checks go by."""
+        main = self.prompts or self.replay
+        if main is None:
+            raise ValueError("neither prompts nor replay")  # refused when it is read
+        return main
 
 
 class Parity(Section):
@@ -190,6 +270,8 @@ class Study(Scope):
 
     name: Name
     target: Target
+    form: Literal["full", "replica"] = "full"
+    """Whether `rows` are real files or made at full size with generated weights."""
     miniatures: Scope | None = None
 
     @property
@@ -199,7 +281,7 @@ class Study(Scope):
 
     def variant(self, row: str) -> Variant:
         """Say in which form the row takes part."""
-        return "full" if row in self.rows else "miniature"
+        return self.form if row in self.rows else "miniature"
 
     def scope(self, row: str) -> Scope:
         """Return what is run for the row."""
@@ -208,7 +290,7 @@ class Study(Scope):
         return self.miniatures
 
     def expand_arms(self, row: str, n_expert: int, n_expert_used: int) -> dict[str, Arm]:
-        """Return a row's arms for its model; a sweep is one arm `<name>-c<slots>` per capacity.
+        """Return a row's arms for its model; sweep and search are an arm `<name>-c<slots>` each.
 
         Raises:
             TecError: an arm's capacity is below the model's n_expert_used or above its n_expert.
@@ -220,6 +302,9 @@ class Study(Scope):
                 for slots in scope.capacities.slots(n_expert, n_expert_used):
                     swept = {**arm.model_dump(), "expert_cache": slots}
                     expanded[f"{name}-c{slots}"] = SweptArm(**swept)
+            elif arm.search:
+                for slots in scope.capacities.slots(n_expert, n_expert_used):
+                    expanded[f"{name}-c{slots}"] = SearchedArm(**arm.model_dump(), slots=slots)
             else:
                 expanded[name] = arm
         for name, arm in expanded.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tec.errors import TecError
 from tec.files import sha256_file
@@ -55,6 +55,8 @@ class Status(_Line):
     capacity: Count | None = None
     batch_limit: Count | None = None
     """Steps of more tokens go past the cache."""
+    cache_bytes: Bytes | None = None
+    """Of all slots together."""
 
 
 class Device(_Line):
@@ -71,6 +73,12 @@ class Memory(_Line):
     devices: tuple[Device, ...] = ()
 
 
+class Copy(_Line):
+    """How fast the device is filled from pinned host memory: measured before loading."""
+
+    bytes_per_second: Annotated[float, Field(gt=0)]
+
+
 class ExpertBench(_Line):
     """One repetition: one line of the tool."""
 
@@ -85,6 +93,11 @@ class ExpertBench(_Line):
     misses: Count
     memory: Memory
     status: Status
+    bytes_moved: Bytes = 0
+    """Misses times the bytes of an expert of their layer."""
+    vram_limit_bytes: Bytes | None = None
+    """Of each device; the rest was occupied."""
+    host_copy: Copy | None = Field(default=None, alias="copy")
 
     @property
     def tg_tps(self) -> float:
@@ -92,9 +105,9 @@ class ExpertBench(_Line):
         return self.decode_tokens / self.decode_ns * 1e9
 
     @property
-    def pp_tps(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_ns * 1e9
+    def pp_tps(self) -> float | None:
+        """Prompt tokens per second; None where a prompt's tokens were decoded one by one."""
+        return self.prompt_tokens / self.prompt_ns * 1e9 if self.prompt_ns else None
 
     @property
     def capacity(self) -> int | None:
@@ -103,10 +116,20 @@ class ExpertBench(_Line):
 
     @property
     def vram_bytes(self) -> int | None:
-        """Device memory in use; None on a machine without devices of their own memory."""
+        """Device memory in use; None on a machine without devices of their own memory.
+
+        Under a limit what the measured program itself uses; else all that is in use.
+        """
         if not self.memory.devices:
             return None
-        return sum(device.total_bytes - device.free_bytes for device in self.memory.devices)
+        limit = self.vram_limit_bytes
+        devices = self.memory.devices
+        return sum((limit or device.total_bytes) - device.free_bytes for device in devices)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of missed experts per decoded token."""
+        return self.bytes_moved / self.decode_tokens
 
 
 class Batches(_Line):
@@ -161,6 +184,37 @@ def forced_command(
     return (
         *(binary, "-m", model, "--prompts", prompts, "--forced", "-n", str(n_tokens)),
         *("-t", str(threads), "-c", str(n_tokens), *out, *arm),
+    )
+
+
+def replay_command(
+    binary: str,
+    model: str,
+    prompts: str,
+    trace: str,
+    n_tokens: int,
+    threads: int,
+    ctx: int,
+    arm: Sequence[str],
+    limit_mib: int | None = None,
+) -> tuple[str, ...]:
+    """Return the command line that decodes given tokens with the experts of a trace.
+
+    Args:
+        binary: the tool.
+        model: GGUF file.
+        prompts: file with one prompt of at least `n_tokens` tokens.
+        trace: routing trace of at least as many.
+        n_tokens: tokens decoded.
+        threads: CPU threads.
+        ctx: context size in tokens.
+        arm: the arm's arguments.
+        limit_mib: MiB of VRAM that may be used; the rest is occupied.
+    """
+    limit = ("--vram-limit", str(limit_mib)) if limit_mib is not None else ()
+    return (
+        *(binary, "-m", model, "--prompts", prompts, "--forced", "--replay", trace),
+        *("-n", str(n_tokens), "-t", str(threads), "-c", str(ctx), "-fa", "on", *limit, *arm),
     )
 
 

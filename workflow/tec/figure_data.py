@@ -12,9 +12,9 @@ import pandas as pd
 from tec.config import Variant
 from tec.errors import TecError
 from tec.expert_bench import ExpertBench
-from tec.records import Record, read_records
+from tec.records import PROBE, Record, read_records
 
-Subject = Literal["rows", "parity", "locality", "miniatures"]
+Subject = Literal["rows", "parity", "locality", "miniatures", "replay"]
 """What a figure is about: single rows, all verdicts, or what only some rows have."""
 
 
@@ -68,16 +68,19 @@ class Results:
                 return bool(self.rows("miniature"))
             case "rows":
                 return bool(self.shown())
+            case "replay":
+                table = read_table(self.folder / "tables" / "capacity.csv", empty=True)
+                return "replay" in set(table["protocol"])
         return True
 
     def records(self, row: str, protocol: str) -> list[Record]:
-        """Return the raw records of a row under a protocol.
+        """Return the raw records of a row under a protocol, without what only tried what fits.
 
         Raises:
             TecError: the file is missing, holds no record, or a line of it is no record.
         """
         path = self.folder / "runs" / f"{row}.{protocol}.jsonl"
-        found = read_records(path)
+        found = [record for record in read_records(path) if record.test != PROBE and record.fits]
         if not found:
             raise TecError("no record in the file", path, "measure again: tec measure")
         return found

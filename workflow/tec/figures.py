@@ -69,6 +69,28 @@ FIGURES = {
         ("capacity", "rows", "main"),
         subject="miniatures",
     ),
+    "speed": FigureSpec(
+        "Speed at each limit of VRAM",
+        "replay_figures",
+        "speed",
+        ("capacity", "main"),
+        subject="replay",
+    ),
+    "split": FigureSpec(
+        "Time per token: compute, resolve, fill",
+        "replay_figures",
+        "split",
+        ("capacity", "main"),
+        subject="replay",
+    ),
+    "replay-start": FigureSpec(
+        "Time per token and hits along a trace, cold start",
+        "token_figures",
+        "replay_start",
+        ("main",),
+        ("replay",),
+        subject="replay",
+    ),
     "overlap": FigureSpec(
         "Overlap with the last tokens",
         "locality_figures",

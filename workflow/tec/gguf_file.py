@@ -54,7 +54,8 @@ class ModelInfo(Geometry):
     bytes: Bytes
     """Of all parts together."""
     sha256: Sha256
-    """Of the file; of a split model, of the lines `<sha256>  <name>` of its parts."""
+    """Of the file; of a split model, of the lines `<sha256>  <name>` of its parts; of a replica, of
+    what decides its bytes (`tec.replica.identity`)."""
     parts: tuple[Part, ...] = ()
     routing: RoutingSummary | None = None
     """How much reuse the routing of a miniature has; measured when it was made."""

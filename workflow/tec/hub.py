@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from tec import hub_cache, hub_client, hub_local, hub_xet
-from tec.config import HubSource, Row, load_row
+from tec.config import FileSource, HubSource, Row, load_row
 from tec.errors import RunError, TecError, disk_is_full
 from tec.gguf_file import Part
 from tec.hub_cache import CachedFile
@@ -104,12 +104,20 @@ def hub_source(row: Row) -> HubSource:
         TecError: it is not there.
     """
     if not isinstance(row.source, HubSource):
+        variant = "" if row.source else " --variant replica"
         raise TecError(
-            f"row {row.name} is the file {row.source.path}: there is nothing to fetch",
+            f"row {row.name} is {_origin(row)}: there is nothing to fetch",
             MODELS / f"{row.name}.yaml",
-            f"tec model {row.name}",
+            f"tec model {row.name}{variant}",
         )
     return row.source
+
+
+def _origin(row: Row) -> str:
+    """Say what a row is that is not on the hub."""
+    if isinstance(row.source, FileSource):
+        return f"{row.source.path}, a file of the repository"
+    return "only ever a replica, made on this machine"
 
 
 def _local(source: HubSource, options: Options) -> list[StandIn]:
@@ -265,7 +273,7 @@ def _list(names: Sequence[str]) -> None:
         if isinstance(row.source, HubSource):
             print(f"{name}: {row.source.repo}, {', '.join(row.source.files)}; {_state(row)}")
         elif names:
-            print(f"{name}: {row.source.path}, a file of the repository; nothing to fetch")
+            print(f"{name}: {_origin(row)}; nothing to fetch")
 
 
 def _state(row: Row) -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tec.gguf_file import ModelInfo
 from tec.models import FEWEST_EXPERTS
 from tec.outcome import Failure
 from tec.quantities import GIB
 from tec.stats import paired_ratio
-from tec.summary import ArmSummary, fastest
+from tec.summary import ArmSummary, best_baseline, fastest
 from tec.table import Column, Table, Value, digits, percent, short, times
 
 
 def main_table(
     arms: Sequence[ArmSummary], failures: Sequence[Failure] = (), order: Iterable[str] = ()
 ) -> Table:
-    """Per row: the best baseline against the fastest TEC arm, on real prompts.
+    """Per row: the best baseline against the fastest TEC arm, on real prompts or along a trace.
 
-    An arm with a slot for every expert is taken only where there is no other: it is the whole
-    model on the device, which the cache is there to avoid. A row that failed has a line too.
+    A baseline has no more VRAM than the TEC arm, where that is limited (`_headline`). An arm with a
+    slot for every expert is taken only where there is no other: it is the whole model on the
+    device, which the cache is there to avoid. A row that failed has a line too.
 
     Args:
         arms: of all rows.
@@ -33,12 +34,12 @@ def main_table(
     rows = [_main_row(row, measured.get(row, []), reasons.get(row)) for row in measured | reasons]
     return Table(
         name="main",
-        caption="Decoding real prompts: the best baseline against the fastest TEC arm with fewer "
-        "slots than experts, where there is one.",
+        caption=_caption(rows),
         keys=(
             *("row", "arch", "quant", "size_gib", "baseline_arm", "baseline_tps"),
             *("tec_arm", "tec_tps", "speedup", "speedup_lo", "speedup_hi", "hit_rate"),
             *("evidence", "rounds", "variant", "outcome", "reason", "note"),
+            *("protocol", "vram_limit_gib"),
         ),
         columns=(
             Column("row", "row"),
@@ -46,6 +47,7 @@ def main_table(
             Column("arch", "arch"),
             Column("quant", "quant"),
             Column("size_gib", "GiB", digits(3)),
+            *(column for column in _LIMITS if any(row[column.key] for row in rows)),
             Column("baseline_arm", "baseline"),
             Column("baseline_tps", "tok/s", digits(4), timed=True),
             Column("tec_arm", "TEC"),
@@ -58,17 +60,34 @@ def main_table(
     )
 
 
+_PROTOCOLS = ("prompts", "replay")
+"""What a row's line is about, the first that it has; a study has one of them."""
+_HEADLINE_SHARE = 0.5
+
+_LIMITS = (Column("vram_limit_gib", "VRAM GiB", digits(3)),)
 _REMARKS = (Column("note", "note"), Column("reason", "failed", short(80)))
 """Columns that are printed only where a row has something in them."""
+
+
+def _caption(rows: Sequence[Mapping[str, Value]]) -> str:
+    if any(row["protocol"] == "replay" for row in rows):
+        return (
+            "Decoding along a drawn routing trace, every arm within the same VRAM: the best "
+            "baseline against TEC with slots for about half of the experts."
+        )
+    return (
+        "Decoding real prompts: the best baseline against the fastest TEC arm with fewer slots "
+        "than experts, where there is one."
+    )
 
 
 def _main_row(row: str, arms: Sequence[ArmSummary], failure: Failure | None) -> dict[str, Value]:
     """Return a row's line; of a row that failed, what was measured all the same."""
     model = arms[0].model if arms else None
-    arms = [arm for arm in arms if arm.protocol == "prompts"]
-    baseline = fastest(arms, "baseline")
-    part = [arm for arm in arms if arm.capacity_share != 1]
-    tec = fastest(part, "tec") or fastest(arms, "tec")
+    protocol = next((name for name in _PROTOCOLS if any(a.protocol == name for a in arms)), None)
+    arms = [arm for arm in arms if arm.protocol == protocol]
+    tec = _headline(arms)
+    baseline = best_baseline(tec, arms) if tec else fastest(arms, "baseline")
     ratio = None
     if baseline and tec and tec.evidence == "gpu":
         ratio = paired_ratio(tec.tg, baseline.tg)
@@ -91,7 +110,22 @@ def _main_row(row: str, arms: Sequence[ArmSummary], failure: Failure | None) -> 
         "outcome": "failed" if failure else "ok",
         "reason": failure.reason if failure else None,
         "note": _note(model),
+        "protocol": protocol,
+        "vram_limit_gib": tec.limit_bytes / GIB if tec and tec.limit_bytes else None,
     }
+
+
+def _headline(arms: Sequence[ArmSummary]) -> ArmSummary | None:
+    """Return the TEC arm of a row's line.
+
+    Where every arm has a limit of VRAM the fastest would only be the one with the most memory: the
+    one nearest to a slot for half of the experts is taken.
+    """
+    cached = [arm for arm in arms if arm.role == "tec"]
+    if limited := [arm for arm in cached if arm.limit_bytes is not None]:
+        return min(limited, key=lambda arm: abs((arm.capacity_share or 0) - _HEADLINE_SHARE))
+    part = [arm for arm in arms if arm.capacity_share != 1]
+    return fastest(part, "tec") or fastest(arms, "tec")
 
 
 def _variant(model: ModelInfo | None, failure: Failure | None) -> str | None:

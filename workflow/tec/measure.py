@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,11 @@ from tec.build import load_manifest
 from tec.config import load_row, load_study
 from tec.errors import TecError
 from tec.files import write_atomically
-from tec.gguf_file import ModelInfo
+from tec.gguf_file import ModelInfo, Part
 from tec.inputs import INPUTS, InputName, input_folder, write_inputs
 from tec.measure_key import measure_key, settings_key
 from tec.models import read_model
+from tec.order import interleaved
 from tec.paths import ROOT
 from tec.records import Protocol, read_records
 from tec.session import Session, Step, build_info
@@ -25,13 +25,15 @@ from tec.steps import Steps
 from tec.system import read_system
 from tec.verified import sha256_of
 
-PROTOCOLS: tuple[Protocol, ...] = ("prompts", "random", "locality")
+PROTOCOLS: tuple[Protocol, ...] = ("prompts", "random", "locality", "replay")
 
 
 def prompts_plan(steps: Steps) -> list[Step]:
     """Return the processes that decode the row's prompts."""
-    rounds = steps.scope.protocols.prompts.rounds
-    order = interleaved(list(steps.arms), rounds, f"{steps.row.name} prompts")
+    protocol = steps.scope.protocols.prompts
+    if protocol is None:
+        raise _not_in_study(steps, "prompts")
+    order = interleaved(list(steps.arms), steps.rounds(protocol), f"{steps.row.name} prompts")
     return [steps.decode_prompts(arm, number) for number, arm in order]
 
 
@@ -40,7 +42,7 @@ def random_plan(steps: Steps) -> list[Step]:
     protocol = steps.scope.protocols.random
     if protocol is None:
         raise _not_in_study(steps, "random")
-    order = interleaved(list(steps.arms), protocol.rounds, f"{steps.row.name} random")
+    order = interleaved(list(steps.arms), steps.rounds(protocol), f"{steps.row.name} random")
     tests = ((protocol.n_prompt, 0), (0, protocol.n_gen))
     return [
         steps.random_tokens(protocol, arm, number, n_prompt, n_gen)
@@ -83,22 +85,6 @@ def _not_in_study(steps: Steps, protocol: Protocol) -> TecError:
     )
 
 
-def interleaved(arms: Sequence[str], rounds: int, seed: str) -> Iterator[tuple[int, str]]:
-    """Yield (round, arm): every round has every arm once, in an order rotated from round to round.
-
-    Args:
-        arms: names of the arms.
-        rounds: how often each arm runs.
-        seed: decides the order of round 0; equal seeds give equal orders.
-    """
-    order = sorted(arms)
-    random.Random(seed).shuffle(order)  # noqa: S311 (an order, not a secret)
-    for number in range(rounds):
-        turn = number % len(order)
-        for arm in order[turn:] + order[:turn]:
-            yield number, arm
-
-
 @dataclass(frozen=True)
 class Job:
     """A session, the maker of its steps, and where its results go."""
@@ -123,7 +109,7 @@ def open_job(options: argparse.Namespace, protocol: Protocol) -> Job:
     manifest, model = load_manifest(options.build), read_model(options.model)
     check_parts(model, options.model)
     study, row = load_study(options.study), load_row(options.row)
-    chosen = choice.choose(options.arms, options.capacities)
+    chosen = choice.choose(options.arms, options.capacities, options.rounds)
     chosen = chosen.with_reference(study.scope(row.name), protocol)
     n_expert, n_expert_used = model.n_expert, model.n_expert_used
     arms = study.expand_arms(row.name, n_expert, n_expert_used)
@@ -145,12 +131,22 @@ def check_parts(model: ModelInfo, record: Path) -> None:
     """Raise a TecError unless the model's files are those of its record."""
     for part in model.parts:
         path = ROOT / part.path
-        if not path.is_file() or sha256_of(path, lambda: None) != part.sha256:
+        if not path.is_file() or _identity(path, model, part) != part.sha256:
             raise TecError(
                 "the model file is gone or has changed since it was checked",
                 part.path,
                 f"delete {record} and run again",
             )
+
+
+def _identity(path: Path, model: ModelInfo, part: Part) -> str:
+    """Return the hash that a model's file is known by; a replica's is not that of its bytes."""
+    if model.variant != "replica":
+        return sha256_of(path, lambda: None)
+    from tec import replica  # as above
+
+    plan_is_there = replica.plan_file(path).is_file() and path.stat().st_size == part.bytes
+    return replica.identity(path) if plan_is_there else "no plan"
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -202,7 +198,12 @@ def attempt_row(
 
 
 def _measure(options: argparse.Namespace) -> None:
-    work = {"prompts": _prompts, "random": _random, "locality": _locality}[options.protocol]
+    work = {
+        "prompts": _prompts,
+        "random": _random,
+        "locality": _locality,
+        "replay": _replay,
+    }[options.protocol]
     makes = [options.out, *_traces(options).values()]
     attempt_row(options, f"measure {options.protocol}", work, makes)
 
@@ -225,6 +226,14 @@ def _locality(options: argparse.Namespace) -> None:
     _check_counts(job.session)
     for name, out in _traces(options).items():
         write_atomically(out, traces[name])
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from tec import replay  # draws traces; other protocols need not
+
+    job = open_job(options, "replay")
+    replay.measure(job.steps, job.session, job.wait)
+    write_atomically(job.out, job.session.kept.read_bytes())
 
 
 def _check_counts(session: Session) -> None:

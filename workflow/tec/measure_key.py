@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tec import expert_bench, inputs, llama_bench, perplexity
+from tec import (
+    expert_bench,
+    inputs,
+    llama_bench,
+    perplexity,
+    replay_inputs,
+    trace_generator,
+    trace_profile,
+)
 from tec.build import Manifest
 from tec.choice import Choice
 from tec.config import Row, Scope, Study
@@ -16,6 +24,12 @@ from tec.files import sha256_file
 from tec.paths import ROOT
 from tec.records import Protocol
 from tec.session import build_info
+
+_DRAWN_BY = {
+    "locality": (inputs,),
+    "replay": (replay_inputs, trace_generator, trace_profile),
+}
+"""Modules that make what is decoded."""
 
 
 def settings_key(study: Study, row: Row, protocol: Protocol, chosen: Choice | None = None) -> str:
@@ -31,6 +45,7 @@ def settings_key(study: Study, row: Row, protocol: Protocol, chosen: Choice | No
         "random": [],
         "parity": [row.prompts, scope.parity.text],
         "locality": [scope.parity.text],
+        "replay": [],
     }[protocol]
     parts = [
         *(protocol, row.name, study.variant(row.name), settings.model_dump_json()),
@@ -38,7 +53,7 @@ def settings_key(study: Study, row: Row, protocol: Protocol, chosen: Choice | No
         *(f"{name} {arm.model_dump_json()}" for name, arm in scope.arms.items()),
         scope.capacities.model_dump_json(),
         *(sha256_file(ROOT / file) for file in files),
-        sha256_file(Path(inputs.__file__)) if protocol == "locality" else "",
+        *(sha256_file(Path(module.__file__ or "")) for module in _DRAWN_BY.get(protocol, ())),
     ]
     return (chosen or Choice()).key(_hash(parts))
 
@@ -63,19 +78,24 @@ def _hash(parts: Sequence[str]) -> str:
 
 def _commands(scope: Scope, protocol: Protocol) -> list[tuple[str, ...]]:
     """Return a protocol's command lines without files and arms: what this package decides."""
-    prompts, protocols, parity = scope.protocols.prompts, scope.protocols, scope.parity
-    decode = partial(
-        expert_bench.command, "", "", "", threads=prompts.threads, ctx=prompts.ctx, arm=()
-    )
+    main, protocols, parity = scope.protocols.main, scope.protocols, scope.parity
+    decode = partial(expert_bench.command, "", "", "", threads=main.threads, ctx=main.ctx, arm=())
     if protocol == "prompts":
-        return [decode(n_gen=prompts.n_gen)]
+        return [decode(n_gen=main.n_gen)]
     if protocol == "random" and (published := protocols.random):
         tokens = (published.n_prompt, published.n_gen)
         return [llama_bench.command("", "", *tokens, published.threads, ())]
     if protocol == "locality" and (given := protocols.locality):
         return [expert_bench.forced_command("", "", "", given.tokens, given.threads, (), "")]
+    replayed = []
+    if replay := protocols.replay:
+        numbers = (replay.n_gen, replay.threads, replay.ctx)
+        replayed = [expert_bench.replay_command("", "", "", "", *numbers, ())]
+    if protocol == "replay":
+        return replayed
     return [
+        *replayed,
         decode(n_gen=parity.n_gen, batches=parity.batches, first=parity.prompts),
-        perplexity.reference_command("", "", "", parity.chunks, "", prompts.threads, ()),
-        perplexity.divergence_command("", "", "", prompts.threads, ()),
+        perplexity.reference_command("", "", "", parity.chunks, "", main.threads, ()),
+        perplexity.divergence_command("", "", "", main.threads, ()),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePath
@@ -19,7 +20,7 @@ from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
 from tec.gguf_file import Geometry, ModelInfo, Part, read_geometry
 from tec.misfit import misfits
-from tec.paths import MINIATURES, MODELS, ROOT, model_record
+from tec.paths import MINIATURES, MODELS, REPLICAS, ROOT, model_record
 from tec.routing_summary import RoutingSummary
 
 FEWEST_EXPERTS = 32
@@ -27,23 +28,28 @@ FEWEST_EXPERTS = 32
 
 
 def resolve_model(
-    row: Row, variant: Variant = "full", manifest: Manifest | None = None
+    row: Row,
+    variant: Variant = "full",
+    manifest: Manifest | None = None,
+    layers: int | None = None,
 ) -> ModelInfo:
     """Return the row's model in one of its variants, with its geometry.
 
     Args:
         row: the row.
-        variant: the full model, checked or fetched; or the miniature, made if need be.
-        manifest: the build whose tools make a miniature.
+        variant: the full model, checked or fetched; the miniature or the replica, made if need be.
+        manifest: the build whose tools make a miniature, or say what a replica has.
+        layers: of a replica, the first so many blocks only.
 
     Raises:
         TecError: the model cannot be had, is not the one the row names, does not have the shape
             that the row gives, or is no usable MoE model.
     """
-    parts = _parts(row, variant, manifest)
+    parts = _parts(row, variant, manifest, layers)
     geometry = read_geometry(ROOT / parts[0].path, len(parts))
     if row.shape is not None:
-        _check_shape(row, row.shape, geometry, variant)
+        whole = variant != "miniature" and layers is None
+        _check_shape(row, row.shape, geometry, f"{variant} model", whole)
     return ModelInfo(
         row=row.name,
         variant=variant,
@@ -87,12 +93,20 @@ def warning(model: ModelInfo) -> str | None:
     )
 
 
-def _parts(row: Row, variant: Variant, manifest: Manifest | None) -> list[Part]:
+def _parts(row: Row, variant: Variant, manifest: Manifest | None, layers: int | None) -> list[Part]:
     """Return the model's files in order; paths in the repository are relative to its root."""
     if variant == "miniature":
         return [_described(_miniature(row, manifest))]
+    if variant == "replica":
+        return [_replica(row, manifest, layers)]
     if isinstance(row.source, FileSource):
         return [_checked(row.name, row.source)]
+    if row.source is None:
+        raise TecError(
+            f"row {row.name} is only ever a replica",
+            MODELS / f"{row.name}.yaml",
+            f"tec model {row.name} --variant replica --build MANIFEST, or add its source",
+        )
     from tec import hub, hub_links  # the client takes a while to load; only these rows need it
 
     return hub_links.linked(row.name, hub.fetch(row))
@@ -133,6 +147,19 @@ def _miniature(row: Row, manifest: Manifest | None) -> Path:
     return miniature.make(row, manifest, MINIATURES)
 
 
+def _replica(row: Row, manifest: Manifest | None, layers: int | None) -> Part:
+    if manifest is None:
+        raise TecError(
+            "making a replica needs llama.cpp's tools",
+            f"row {row.name}",
+            f"tec model {row.name} --variant replica --build MANIFEST",
+        )
+    from tec import replica
+
+    path = replica.make(row, manifest, REPLICAS, layers)
+    return Part(path=_named(path), bytes=path.stat().st_size, sha256=replica.identity(path))
+
+
 def _routing(path: Path) -> RoutingSummary:
     """Return what was measured when the miniature was made."""
     from tec.miniature import routing_file
@@ -141,12 +168,11 @@ def _routing(path: Path) -> RoutingSummary:
 
 
 def _described(path: Path) -> Part:
-    inside = path.is_relative_to(ROOT)
-    return Part(
-        path=path.relative_to(ROOT).as_posix() if inside else str(path),
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
-    )
+    return Part(path=_named(path), bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def _named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def _joint_hash(parts: Sequence[Part]) -> str:
@@ -157,21 +183,21 @@ def _joint_hash(parts: Sequence[Part]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _check_shape(row: Row, shape: Shape, geometry: Geometry, variant: Variant) -> None:
-    """Check the numbers that the row gives; a miniature has fewer layers, but the same experts.
+def _check_shape(row: Row, shape: Shape, geometry: Geometry, what: str, whole: bool) -> None:
+    """Check the numbers that the row gives; one that is not whole has fewer layers.
 
     Raises:
         TecError: the model differs; names each number.
     """
     fields = ["arch", "n_expert", "n_expert_used"]
-    if variant == "full":
+    if whole:
         fields += ["n_layer", "n_moe_layers"]
     wanted, found = shape.model_dump(), geometry.model_dump()
     differing = [f"{name} is {found[name]}" for name in fields if found[name] != wanted[name]]
     if differing:
         expected = ", ".join(f"{name} {wanted[name]}" for name in fields)
         raise TecError(
-            f"the {variant} model of row {row.name} does not have the row's shape: "
+            f"the {what} of row {row.name} does not have the row's shape: "
             f"{', '.join(differing)}; expected {expected}",
             MODELS / f"{row.name}.yaml",
             "correct shape there if the file is the right one, or else files",
@@ -183,12 +209,28 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = sub.add_parser("model", help="have a row's model file and record its geometry")
     parser.add_argument("row")
     parser.add_argument("--variant", choices=get_args(Variant), default="full")
-    parser.add_argument("--build", type=Path, metavar="MANIFEST", help="tools for a miniature")
+    parser.add_argument(
+        "--build", type=Path, metavar="MANIFEST", help="tools for a miniature or a replica"
+    )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="a replica's first blocks only; leaves no record"
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="write what a replica holds, for: python3 -m tec.replica_file FILE MODEL.gguf",
+    )
     outcome.add_argument(parser)
     parser.set_defaults(run=_attempt)
 
 
 def _attempt(options: argparse.Namespace) -> None:
+    if options.variant != "replica" and (options.plan or options.layers):
+        raise TecError("only a replica has --layers and --plan", hint="add --variant replica")
+    if options.plan:
+        _plan(options)
+        return
     outcome.attempt(
         partial(_model, options),
         options,
@@ -200,11 +242,27 @@ def _attempt(options: argparse.Namespace) -> None:
     )
 
 
+def _plan(options: argparse.Namespace) -> None:
+    """Write the plan of a row's replica."""
+    if options.build is None:
+        raise TecError("planning a replica needs llama.cpp's tools", hint="add --build MANIFEST")
+    from tec import replica
+
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = replica.make_plan(
+            load_row(options.row), load_manifest(options.build), Path(scratch), options.layers
+        )
+    write_atomically(options.plan, plan.to_json())
+
+
 def _model(options: argparse.Namespace) -> None:
     manifest = load_manifest(options.build) if options.build else None
-    model = resolve_model(load_row(options.row), options.variant, manifest)
-    content = model.model_dump_json(indent=2) + "\n"
-    write_atomically(model_record(model.row, model.variant), content)
+    model = resolve_model(load_row(options.row), options.variant, manifest, options.layers)
+    if options.layers is None:
+        content = model.model_dump_json(indent=2) + "\n"
+        write_atomically(model_record(model.row, model.variant), content)
+    if model.variant == "replica":
+        print(model.path)
     print(
         f"{model.row}: {model.arch} {model.quant}, {model.n_moe_layers} MoE layers of "
         f"{model.n_expert} experts, top-{model.n_expert_used}, {model.bytes / 2**20:.1f} MiB"

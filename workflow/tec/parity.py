@@ -50,6 +50,11 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     job = open_job(options, "parity")
+    if job.steps.scope.protocols.replay:
+        from tec import replay  # draws traces; other rows need not
+
+        job.run(replay.parity_plan(job.steps, job.session, job.wait))
+        return
     job.run(parity_plan(job.steps))
     for scratch in job.steps.reference_file.parent.glob(f"{options.row}.*.logits"):
         scratch.unlink()

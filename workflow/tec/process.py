@@ -38,6 +38,15 @@ class Finished:
     process: Process
 
 
+class ToolError(TecError):
+    """A tool ended with an error; carries its account and all that it wrote about it."""
+
+    def __init__(self, what: str, where: object, hint: str, process: Process, said: str) -> None:
+        super().__init__(what, where, hint)
+        self.process = process
+        self.said = said
+
+
 def run_tool(
     command: Sequence[str], environment: Mapping[str, str], log: Path, hold: Sequence[int] = ()
 ) -> Finished:
@@ -50,7 +59,8 @@ def run_tool(
         hold: file descriptors the process keeps open as long as it lives.
 
     Raises:
-        TecError: the program cannot be started or fails; carries its last line of error.
+        TecError: the program cannot be started.
+        ToolError: it fails; carries its last line of error.
         RunError: it fails because the disk is full.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +78,8 @@ def run_tool(
         if any(said in errors + printed for said in _FULL):
             hint = "free some space and run again"
             raise RunError(f"the disk or your quota on it is full: {what}", log, hint)
-        raise TecError(f"{what}: {_last_line(errors)}", shlex.join(command), f"read {log}")
+        what = f"{what}: {_last_line(errors)}"
+        raise ToolError(what, shlex.join(command), f"read {log}", process, errors + printed)
     return Finished(stdout=printed, stderr=errors, process=process)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 KIB = 1024
+MIB = 1024**2
 GIB = 1024**3
 
 

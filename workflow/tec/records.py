@@ -20,9 +20,12 @@ from tec.system import System
 
 SCHEMA_VERSION: Final = 1
 
+PROBE: Final = "probe"
+"""The test of records that say what the others of their file were decided by."""
+
 _Line = TypeVar("_Line", bound=BaseModel)
 
-Protocol = Literal["prompts", "random", "parity", "locality"]
+Protocol = Literal["prompts", "random", "parity", "locality", "replay"]
 Evidence = Literal["gpu", "functional"]
 Outcome = Literal["pass", "fail", "not_run"]
 Check = Literal["self", "bitwise", "greedy", "ppl", "kl"]
@@ -88,6 +91,11 @@ class Record(_Model):
     def evidence(self) -> Evidence:
         """What this record's times can show: on the CPU back end only that the mechanism works."""
         return "gpu" if self.system.gpus and self.build.target != "cpu" else "functional"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the arm had room in the GPU's memory; if not, the result says no more."""
+        return bool(self.result.get("fits", True))
 
 
 class Verdict(_Model):

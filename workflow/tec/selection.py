@@ -31,7 +31,7 @@ from tec.outcome import failure_in
 from tec.paths import MODELS, ROOT, STUDIES, model_record
 from tec.records import Protocol
 
-KEYS = ("study", "rows", "target", "arms", "capacities")
+KEYS = ("study", "rows", "target", "arms", "capacities", "rounds")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,13 @@ class Selection:
     def protocols(self, row: str) -> list[Protocol]:
         """Return what is run for a row; parity last."""
         wanted = self.study.scope(row).protocols
-        optional: dict[Protocol, object] = {"random": wanted.random, "locality": wanted.locality}
-        return ["prompts", *(name for name, given in optional.items() if given), "parity"]
+        optional: dict[Protocol, object] = {
+            "prompts": wanted.prompts,
+            "random": wanted.random,
+            "locality": wanted.locality,
+            "replay": wanted.replay,
+        }
+        return [*(name for name, given in optional.items() if given), "parity"]
 
     def choice_of(self, row: str, protocol: Protocol) -> Choice:
         """Return what of the choice a row's protocol has."""
@@ -81,12 +86,12 @@ class Selection:
             )
 
     def check_variant(self, row: str, variant: Variant) -> None:
-        """Raise a TecError for a miniature of a row without a recipe for one."""
-        if variant == "miniature" and self.rows[row].miniature is None:
+        """Raise a TecError for a miniature or replica of a row without a recipe for one."""
+        if variant != "full" and getattr(self.rows[row], variant) is None:
             raise TecError(
-                f"row {row} has no miniature: it says how its full model is had and no more",
+                f"row {row} has no {variant}: it says how its full model is had and no more",
                 MODELS / f"{row}.yaml",
-                f"ask for {model_record(row, 'full').name}, or add the section miniature:",
+                f"ask for {model_record(row, 'full').name}, or add the section {variant}:",
             )
 
     @property
@@ -101,7 +106,7 @@ def select(given: Mapping[str, Any]) -> Selection:
 
     Args:
         given: `study`, a name; `target`, a name; `rows` and `arms`, names, and `capacities`, slots
-            per layer, each separated by commas or a list.
+            per layer, each separated by commas or a list; `rounds`, a number.
 
     Raises:
         TecError: an unknown key, study, row, arm or target, with the nearest known name; a file or
@@ -119,7 +124,7 @@ def select(given: Mapping[str, Any]) -> Selection:
     rows = {name: load_row(name) for name in study.all_rows if name in wanted}
     for row in rows.values():
         _check_row(study, row)
-    choice = choose(given.get("arms"), given.get("capacities"))
+    choice = choose(given.get("arms"), given.get("capacities"), given.get("rounds"))
     shapes = {name: _shape(row, study) for name, row in rows.items()}
     selection = Selection(study, rows, target, choice, shapes)
     _check_choice(selection)
@@ -147,11 +152,18 @@ def _check_row(study: Study, row: Row) -> None:
     named_by = MODELS / f"{row.name}.yaml"
     _check_file("prompts file", row.prompts, named_by)
     _check_file("parity text", study.scope(row.name).parity.text, STUDIES / f"{study.name}.yaml")
-    if study.variant(row.name) == "miniature" and row.miniature is None:
+    variant = study.variant(row.name)
+    if variant == "miniature" and row.miniature is None:
         raise TecError(
             f"row '{row.name}' cannot take part as a miniature: it has no recipe for one",
             named_by,
             f"add the section miniature:, or move the row to `rows` of study {study.name}",
+        )
+    if variant == "replica" and row.replica is None:
+        raise TecError(
+            f"row '{row.name}' cannot take part as a replica: it has no recipe for one",
+            named_by,
+            f"add the section replica:, or take the row out of study {study.name}",
         )
 
 
@@ -175,7 +187,7 @@ def _check_choice(selection: Selection) -> None:
         for arm in choice.arms:
             check_known("arm", arm, known, where=f"study {selection.study.name}")
     for name in selection.rows:
-        if choice.arms and not selection.choice_of(name, "prompts").arms:
+        if choice.arms and not selection.choice_of(name, selection.protocols(name)[0]).arms:
             raise TecError(
                 f"row {name} has none of the arms {', '.join(choice.arms)}",
                 f"study {selection.study.name}",
@@ -184,21 +196,16 @@ def _check_choice(selection: Selection) -> None:
 
 
 def _check_target(selection: Selection) -> None:
-    """Raise a TecError if an arm needs the cache where it has no kernels yet."""
-    study, target = selection.study, selection.target
-    if target != "cpu" and any(_needs_cache(selection, row) for row in selection.rows):
+    """Raise a TecError if a row's arms are compared at limits of VRAM and there is no GPU."""
+    study = selection.study
+    limited = [row for row in selection.rows if "replay" in selection.protocols(row)]
+    if selection.target == "cpu" and limited:
         raise TecError(
-            f"the expert cache has no CUDA kernels in this version: study {study.name}, which has "
-            f"arms with the cache on, cannot run with target {target}; with --config target=cpu "
-            "or, on the arms without the cache, --config arms=NAME it can",
+            f"study {study.name} compares arms at limits of a GPU's memory: it cannot run with "
+            f"target cpu (row {limited[0]})",
             STUDIES / f"{study.name}.yaml",
-            f"build the CUDA tools alone with: .venv/bin/tec build {target}",
+            "on a CUDA machine: --config target=sm_90, or the card's; without one: study demo",
         )
-
-
-def _needs_cache(selection: Selection, row: str) -> bool:
-    """Say whether one of the row's chosen arms has the cache on."""
-    return any(arm.expert_cache != "off" for arm in selection.chosen(row).values())
 
 
 def _shape(row: Row, study: Study) -> Shape | Geometry | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -26,9 +27,11 @@ from tec.files import sha256_file, write_atomically
 from tec.gguf_file import ModelInfo
 from tec.machine_lock import machine_lock
 from tec.paths import ROOT
-from tec.process import Finished, run_tool
+from tec.process import Finished, ToolError, run_tool
 from tec.records import (
+    PROBE,
     BuildInfo,
+    Process,
     Protocol,
     Record,
     RunKey,
@@ -61,6 +64,8 @@ class Step:
     makes: Path | None = None
     """A scratch file that later steps need."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    tolerates: re.Pattern[str] | None = None
+    """What the tool may end with an error about: the record then says that the arm does not fit."""
 
     def settings(self) -> str:
         """Return the hash of what is run: arguments, variables, and the content of files read."""
@@ -95,12 +100,13 @@ class Session:
             system=self.system.fingerprint,
         )
 
-    def run(self, steps: Sequence[Step], wait: float) -> None:
+    def run(self, steps: Sequence[Step], wait: float, evidence: Sequence[Record] = ()) -> None:
         """Run the steps that are not done yet, then give the file its name; none if it has it.
 
         Args:
             steps: in the order they are to be run.
             wait: seconds to wait for another measurement on this machine.
+            evidence: records of what the steps were decided by; they stand first in the file.
 
         Raises:
             TecError: the file is there and not whole, the machine is taken, a tool fails, or the
@@ -111,14 +117,15 @@ class Session:
         with machine_lock(f"{self.study} {self.model.row} {self.protocol}", wait) as lock:
             if not self._is_kept(steps):  # another process may have made it meanwhile
                 self._run_missing(steps, lock)
-                self.partial.rename(self.kept)
+                self._finish(evidence)
                 self.kept.chmod(_READ_ONLY)
 
     def _is_kept(self, steps: Sequence[Step]) -> bool:
         """Say whether the file is there; raise a TecError if it is, and is not whole."""
         if not self.kept.exists():
             return False
-        found = Counter((r.arm, r.test, r.round, r.key) for r in read_records(self.kept))
+        records = [record for record in read_records(self.kept) if record.test != PROBE]
+        found = Counter((r.arm, r.test, r.round, r.key) for r in records)
         if found != Counter((step.arm, step.test, step.round, self.key(step)) for step in steps):
             raise TecError(
                 f"the kept file has {found.total()} records, which are not one for each of these "
@@ -138,20 +145,32 @@ class Session:
             _read_once(ROOT / part.path)
         progress = _Progress(len(steps), len(todo))
         for index in todo:
-            record = self._run_step(steps[index], index, keys[index], lock)
+            record = self.run_step(steps[index], index, lock)
             append_record(self.partial, record)
             progress.show(self.model.row, self.protocol, record)
 
-    def _run_step(self, step: Step, order: int, key: RunKey, lock: int) -> Record:
+    def _finish(self, evidence: Sequence[Record]) -> None:
+        """Give the finished file its name, after the evidence."""
+        if not evidence:
+            self.partial.rename(self.kept)
+            return
+        lines = [record.model_dump_json(by_alias=True) + "\n" for record in evidence]
+        write_atomically(self.kept, "".join(lines) + self.partial.read_text(encoding="utf-8"))
+        self.partial.unlink()
+
+    def run_step(self, step: Step, order: int, lock: int) -> Record:
+        """Run one process and return its record, which is not kept yet.
+
+        Args:
+            step: the process.
+            order: its position among the processes of the file.
+            lock: the machine lock's descriptor, which the process holds too.
+        """
+        key = self.key(step)
         started_at = datetime.now(UTC)
         if step.makes is not None:
             step.makes.parent.mkdir(parents=True, exist_ok=True)
-        finished = run_tool(step.command, step.environment, self.log, hold=(lock,))
-        try:
-            result = step.parse(finished)
-        except TecError as error:
-            where = f"{self.model.row}, arm {step.arm}, {step.test}"
-            raise TecError(error.what, where, error.hint or f"read {self.log}") from error
+        process, result = self._result(step, lock)
         return Record(
             study=self.study,
             row=self.model.row,
@@ -168,9 +187,23 @@ class Session:
             system=read_system(),  # now, because an idle card lowers its PCIe generation
             build=self.build,
             model=self.model,
-            process=finished.process,
+            process=process,
             result=result,
         )
+
+    def _result(self, step: Step, lock: int) -> tuple[Process, dict[str, Any]]:
+        """Run a step's tool; return the account and what it said, or that the arm does not fit."""
+        try:
+            finished = run_tool(step.command, step.environment, self.log, hold=(lock,))
+        except ToolError as error:
+            if not (step.tolerates and step.tolerates.search(error.said)):
+                raise
+            return error.process, {"fits": False, "error": error.what}
+        try:
+            return finished.process, step.parse(finished)
+        except TecError as error:
+            where = f"{self.model.row}, arm {step.arm}, {step.test}"
+            raise TecError(error.what, where, error.hint or f"read {self.log}") from error
 
     def _resume(self, steps: Sequence[Step], keys: Sequence[RunKey]) -> set[int]:
         """Return the indices of the steps that the partial file already holds."""

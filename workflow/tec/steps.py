@@ -10,7 +10,16 @@ from typing import Any
 from tec import expert_bench, llama_bench, perplexity
 from tec.build import Manifest
 from tec.choice import Choice
-from tec.config import Arm, LocalityProtocol, RandomProtocol, Row, Scope, Study
+from tec.config import (
+    Arm,
+    LocalityProtocol,
+    PromptsProtocol,
+    RandomProtocol,
+    ReplayProtocol,
+    Row,
+    Scope,
+    Study,
+)
 from tec.errors import TecError
 from tec.gguf_file import ModelInfo
 from tec.inputs import Input
@@ -61,10 +70,14 @@ class Steps:
             "add one: off: {expert_cache: off}",
         )
 
+    def rounds(self, protocol: PromptsProtocol | RandomProtocol | ReplayProtocol) -> int:
+        """Return how often each arm runs: what was chosen, or what the protocol says."""
+        return self.choice.rounds or protocol.rounds
+
     def decode_prompts(self, arm: str, number: int) -> Step:
         """Decode the row's prompts greedily in round `number`."""
         parse = partial(expert_bench.parse, expert_cache=self._asked(arm))
-        return self._decode("prompts", arm, number, self.scope.protocols.prompts.n_gen, parse)
+        return self._decode("prompts", arm, number, self.scope.protocols.main.n_gen, parse)
 
     def decode_batches(self, arm: str, number: int) -> Step:
         """Decode prompts greedily in every batch size of the parity checks, in round `number`."""
@@ -80,14 +93,14 @@ class Steps:
     def _decode(
         self, test: str, arm: str, number: int, n_gen: int, parse: Parser, **more: Any
     ) -> Step:
-        protocol = self.scope.protocols.prompts
+        protocol = self.scope.protocols.main
         return Step(
             arm=arm,
             test=test,
             round=number,
             expert_cache=self._asked(arm),
             command=expert_bench.command(
-                self._binary(expert_bench.TOOL),
+                self.binary(expert_bench.TOOL),
                 self.model.path,
                 str(self.row.prompts),
                 n_gen,
@@ -114,13 +127,13 @@ class Steps:
             round=0,
             expert_cache=asked,
             command=expert_bench.forced_command(
-                self._binary(expert_bench.TOOL),
+                self.binary(expert_bench.TOOL),
                 self.model.path,
-                _shown(tokens.path),
+                shown(tokens.path),
                 protocol.tokens,
                 protocol.threads,
                 self.arms[arm].arguments(),
-                _shown(trace) if trace else None,
+                shown(trace) if trace else None,
             ),
             parse=parse,
             reads=(tokens.path,),
@@ -139,7 +152,7 @@ class Steps:
             round=number,
             expert_cache=asked,
             command=llama_bench.command(
-                self._binary(llama_bench.TOOL),
+                self.binary(llama_bench.TOOL),
                 self.model.path,
                 n_prompt,
                 n_gen,
@@ -157,12 +170,12 @@ class Steps:
             round=0,
             expert_cache=self._asked(arm),
             command=perplexity.reference_command(
-                self._binary(perplexity.TOOL),
+                self.binary(perplexity.TOOL),
                 self.model.path,
                 str(self.scope.parity.text),
                 self.scope.parity.chunks,
-                _shown(self.reference_file),
-                self.scope.protocols.prompts.threads,
+                shown(self.reference_file),
+                self.scope.protocols.main.threads,
                 self.arms[arm].arguments(),
             ),
             parse=perplexity.parse_reference,
@@ -178,10 +191,10 @@ class Steps:
             round=0,
             expert_cache=self._asked(arm),
             command=perplexity.divergence_command(
-                self._binary(perplexity.TOOL),
+                self.binary(perplexity.TOOL),
                 self.model.path,
-                _shown(self.reference_file),
-                self.scope.protocols.prompts.threads,
+                shown(self.reference_file),
+                self.scope.protocols.main.threads,
                 self.arms[arm].arguments(),
             ),
             parse=perplexity.parse_divergence,
@@ -199,16 +212,17 @@ class Steps:
         """Return what an arm asks of the cache: off, auto or slots per layer."""
         return str(self.arms[arm].expert_cache)
 
-    def _binary(self, name: str) -> str:
+    def binary(self, name: str) -> str:
+        """Return a tool of the build as commands name it; a TecError if the build has none."""
         if name not in self.manifest.binaries:
             raise TecError(
                 f"the build for {self.manifest.target} has no {name}",
                 self.manifest.bin_dir,
                 f"build it again: tec build {self.manifest.target}",
             )
-        return _shown(self.manifest.bin_dir / name)
+        return shown(self.manifest.bin_dir / name)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Return a path as commands name it: relative to the repository where it lies inside."""
     return relative(path) if path.is_relative_to(ROOT) else str(path)

@@ -10,7 +10,7 @@ from typing import Literal
 from tec.expert_bench import ExpertBench
 from tec.gguf_file import ModelInfo
 from tec.llama_bench import LlamaBench
-from tec.records import Evidence, Protocol, Record
+from tec.records import PROBE, Evidence, Protocol, Record
 from tec.stats import cold_tps, steady_tps
 
 Role = Literal["baseline", "aa", "tec", "resident"]
@@ -38,6 +38,15 @@ class ArmSummary:
     vram_bytes: int | None = None
     cold_tps: float | None = None
     steady_tps: float | None = None
+    limit_bytes: int | None = None
+    """VRAM that the arm could have; None without a limit."""
+    misses_per_token: float | None = None
+    bytes_per_token: float | None = None
+    """Of missed experts."""
+    bandwidth: float | None = None
+    """Bytes per second from pinned host memory to the device, median of the arm's processes."""
+    command: tuple[str, ...] = ()
+    """Of the first process."""
 
     @property
     def tg_tps(self) -> float:
@@ -45,9 +54,9 @@ class ArmSummary:
         return median(self.tg.values())
 
     @property
-    def pp_tps(self) -> float:
-        """Prompt throughput, median over rounds."""
-        return median(self.pp.values())
+    def pp_tps(self) -> float | None:
+        """Prompt throughput, median over rounds; None where no prompt was processed."""
+        return median(self.pp.values()) if self.pp else None
 
     @property
     def capacity_share(self) -> float | None:
@@ -63,7 +72,7 @@ def summarise(records: Iterable[Record]) -> list[ArmSummary]:
     """
     groups: dict[tuple[str, Protocol], dict[str, list[Record]]] = {}
     for record in records:
-        if record.protocol not in _PROTOCOLS:
+        if record.protocol not in _PROTOCOLS or record.test == PROBE or not record.fits:
             continue
         arms = groups.setdefault((record.row, record.protocol), {})
         arms.setdefault(record.arm, []).append(record)
@@ -102,6 +111,9 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
     first = records[0]
     runs = {record.round: ExpertBench.model_validate(record.result) for record in records}
     last = runs[first.round]
+    copied = [run.host_copy.bytes_per_second for run in runs.values() if run.host_copy]
+    tokens = sum(run.decode_tokens for run in runs.values())
+    cached = last.capacity is not None
     return ArmSummary(
         row=first.row,
         arm=first.arm,
@@ -110,7 +122,7 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
         model=first.model,
         evidence=first.evidence,
         tg={number: run.tg_tps for number, run in runs.items()},
-        pp={number: run.pp_tps for number, run in runs.items()},
+        pp={number: tps for number, run in runs.items() if (tps := run.pp_tps) is not None},
         hit_rate=_share(
             sum(run.hits for run in runs.values()), sum(run.misses for run in runs.values())
         ),
@@ -118,6 +130,11 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
         vram_bytes=last.vram_bytes if first.evidence == "gpu" else None,
         cold_tps=median(cold_tps(record.result) for record in records),
         steady_tps=median(steady_tps(record.result) for record in records),
+        limit_bytes=last.vram_limit_bytes,
+        misses_per_token=sum(run.misses for run in runs.values()) / tokens if cached else None,
+        bytes_per_token=sum(run.bytes_moved for run in runs.values()) / tokens if cached else None,
+        bandwidth=median(copied) if copied else None,
+        command=first.command,
     )
 
 
@@ -145,6 +162,7 @@ def _from_llama_bench(records: Sequence[Record], role: Role) -> ArmSummary:
 _PROTOCOLS: dict[Protocol, Callable[[Sequence[Record], Role], ArmSummary]] = {
     "prompts": _from_expert_bench,
     "random": _from_llama_bench,
+    "replay": _from_expert_bench,
 }
 
 
@@ -164,3 +182,37 @@ def fastest(arms: Iterable[ArmSummary], role: Role) -> ArmSummary | None:
     """Return the arm of a role that decodes fastest by its median."""
     chosen = [arm for arm in arms if arm.role == role]
     return max(chosen, key=lambda arm: arm.tg_tps, default=None)
+
+
+def within(arms: Iterable[ArmSummary], limit_bytes: int | None) -> list[ArmSummary]:
+    """Return the arms that had no more VRAM than so much; all where nothing was limited."""
+    return [
+        arm
+        for arm in arms
+        if limit_bytes is None or (arm.limit_bytes is not None and arm.limit_bytes <= limit_bytes)
+    ]
+
+
+def best_baseline(tec: ArmSummary, group: Iterable[ArmSummary]) -> ArmSummary | None:
+    """Return the fastest arm of the stock engine that had no more VRAM than a cached arm.
+
+    The resident arm is one of them where the limit holds the whole model.
+    """
+    return fastest(within(group, tec.limit_bytes), "baseline")
+
+
+def bound_tps(arm: ArmSummary, group: Sequence[ArmSummary]) -> float | None:
+    """Return the most tokens per second of an arm that fetches what it misses, by DESIGN section 4.
+
+    Time per token >= time per token of the resident model + bytes of missed experts / bandwidth
+    from host memory to the device, where nothing overlaps.
+
+    Args:
+        arm: a cached arm.
+        group: the arms of its row and protocol; the bandwidth is the median of theirs.
+    """
+    resident = fastest(group, "resident")
+    bandwidths = [other.bandwidth for other in group if other.bandwidth]
+    if resident is None or not bandwidths or arm.bytes_per_token is None:
+        return None
+    return 1 / (1 / resident.tg_tps + arm.bytes_per_token / median(bandwidths))

@@ -10,13 +10,21 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tec.baselines_table import baselines_table
 from tec.main_table import main_table
 from tec.outcome import Failure, read_records_or_failure, read_verdicts_or_failure
-from tec.quantities import GIB
+from tec.quantities import GIB, MIB
 from tec.records import Verdict
 from tec.rows_table import rows_table
 from tec.stats import COLD_STEPS, Interval, paired_ratio
-from tec.summary import ArmSummary, fastest, grouped, summarise
+from tec.summary import (
+    ArmSummary,
+    best_baseline,
+    bound_tps,
+    fastest,
+    grouped,
+    summarise,
+)
 from tec.table import Column, Table, Value, digits, percent, write_tables
 
 TABLES = {
@@ -29,6 +37,10 @@ TABLES = {
     "rows": "row,title,variant,outcome,arch,n_expert,n_expert_used",
 }
 """Table -> the columns that other tools read."""
+REPLAY_TABLES = {
+    "baselines": "row,protocol,vram_limit_gib,arm,flag,value,refused,tg_tps,outcome,evidence",
+}
+"""The same for the rows that have the protocol `replay`."""
 LOCALITY_TABLES = {
     "locality": "row,trace,policy,capacity,hit_rate",
     "reuse": "row,trace,overlap_8,uniform_8,median_reuse",
@@ -46,7 +58,9 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
             *("row", "arm", "protocol", "capacity", "capacity_share", "vram_gib"),
             *("tg_tps", "pp_tps", "hit_rate", "resident_tps", "bound_tps", "evidence"),
             *("n_expert", "tg_tps_lo", "tg_tps_hi", "cold_tps", "steady_tps", "rounds"),
-            *("cold_steps", "variant"),
+            *("cold_steps", "variant", "vram_limit_gib", "resident_share", "bound_share"),
+            *("misses_per_token", "mib_per_token", "bandwidth_gbs", "baseline_arm", "baseline_tps"),
+            *("speedup", "speedup_lo", "speedup_hi"),
         ),
         columns=(
             Column("row", "row"),
@@ -68,7 +82,7 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
 
 
 def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Value]:
-    resident = fastest(group, "resident")
+    resident, bound = fastest(group, "resident"), bound_tps(arm, group)
     return {
         "row": arm.row,
         "arm": arm.arm,
@@ -80,7 +94,7 @@ def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Val
         "pp_tps": arm.pp_tps,
         "hit_rate": arm.hit_rate,
         "resident_tps": resident.tg_tps if resident else None,
-        "bound_tps": None,  # needs the measured host-to-device bandwidth of a card
+        "bound_tps": bound,
         "evidence": arm.evidence,
         "n_expert": arm.model.n_expert,
         "tg_tps_lo": min(arm.tg.values()),
@@ -90,6 +104,28 @@ def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Val
         "rounds": len(arm.tg),
         "cold_steps": None if arm.cold_tps is None else COLD_STEPS,
         "variant": arm.model.variant,
+        "vram_limit_gib": None if arm.limit_bytes is None else arm.limit_bytes / GIB,
+        "resident_share": arm.tg_tps / resident.tg_tps if resident else None,
+        "bound_share": arm.tg_tps / bound if bound else None,
+        "misses_per_token": arm.misses_per_token,
+        "mib_per_token": None if arm.bytes_per_token is None else arm.bytes_per_token / MIB,
+        "bandwidth_gbs": None if arm.bandwidth is None else arm.bandwidth / 1e9,
+        **_against_baseline(arm, group),
+    }
+
+
+def _against_baseline(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Value]:
+    """Return the best stock arm within a cached arm's VRAM and the ratio to it, on a GPU only."""
+    limited = arm.role == "tec" and arm.limit_bytes is not None
+    baseline = best_baseline(arm, group) if limited else None
+    gpu = baseline is not None and arm.evidence == "gpu"
+    ratio = paired_ratio(arm.tg, baseline.tg) if baseline and gpu else None
+    return {
+        "baseline_arm": baseline.arm if baseline else None,
+        "baseline_tps": baseline.tg_tps if baseline else None,
+        "speedup": ratio.value if ratio else None,
+        "speedup_lo": ratio.lo if ratio else None,
+        "speedup_hi": ratio.hi if ratio else None,
     }
 
 
@@ -122,14 +158,21 @@ def overhead_table(arms: Sequence[ArmSummary]) -> Table:
 
 
 def _overhead_rows(arms: Sequence[ArmSummary]) -> list[dict[str, Value]]:
-    baselines = [arm for arm in arms if arm.role == "baseline"]
-    off = next((arm for arm in baselines if arm.arm == "off"), baselines[0] if baselines else None)
+    off = _reference(arms)
     if off is None:
         return []
     twin = next((arm for arm in arms if arm.role == "aa" and arm.capacity is None), None)
     noise = paired_ratio(twin.tg, off.tg) if twin else None
     cached = [arm for arm in arms if arm.role == "tec"]
     return [_overhead_row(arm, off, noise) for arm in cached]
+
+
+def _reference(arms: Sequence[ArmSummary]) -> ArmSummary | None:
+    """Return what cached arms are compared with: the cache off or, at limits, the resident arm."""
+    if any(arm.limit_bytes is not None for arm in arms):
+        return fastest(arms, "resident")
+    baselines = [arm for arm in arms if arm.role == "baseline"]
+    return next((arm for arm in baselines if arm.arm == "off"), baselines[0] if baselines else None)
 
 
 def _overhead_row(arm: ArmSummary, off: ArmSummary, noise: Interval | None) -> dict[str, Value]:
@@ -186,6 +229,7 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = sub.add_parser("tables", help="make a study's tables from its records and verdicts")
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="files of records")
     parser.add_argument("--verdicts", type=Path, nargs="+", required=True)
+    parser.add_argument("--baselines", action="store_true", help="of the protocol replay too")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder")
     parser.set_defaults(run=_tables)
 
@@ -193,7 +237,8 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _tables(options: argparse.Namespace) -> None:
     runs = [read_records_or_failure(path) for path in options.runs]
     verdicts = [read_verdicts_or_failure(path) for path in options.verdicts]
-    arms = summarise(record for file in runs if isinstance(file, list) for record in file)
+    records = [record for file in runs if isinstance(file, list) for record in file]
+    arms = summarise(records)
     failures = [file for file in (*runs, *verdicts) if isinstance(file, Failure)]
     order = [file.row if isinstance(file, Failure) else file[0].row for file in runs if file]
     models = {file[0].row: file[0].model for file in runs if isinstance(file, list) and file}
@@ -204,5 +249,6 @@ def _tables(options: argparse.Namespace) -> None:
         overhead_table(arms),
         parity_table(verdicts),
         rows_table(models, judged, failures, order),
+        *([baselines_table(records)] if options.baselines else []),
     )
     write_tables(tables, options.out)

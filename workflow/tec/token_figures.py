@@ -59,8 +59,17 @@ def latency(results: Results) -> Figure:
 
 def cold_start(results: Results) -> Figure:
     """Time per token and hit rate from the first decoded token of a fresh process."""
+    return _cold_start(results, "prompts")
+
+
+def replay_start(results: Results) -> Figure:
+    """Draw the same along a routing trace; the arm without a cache is the resident one."""
+    return _cold_start(results, "replay")
+
+
+def _cold_start(results: Results, protocol: str) -> Figure:
     rows = results.shown()
-    records = {row: results.records(row, "prompts") for row in rows}
+    records = {row: results.records(row, protocol) for row in rows}
     titles = [f"{row}\n{what}" for row in rows for what in ("time per token, ms", "hit rate")]
     figure, axes = panels(titles, across=4, in_column=2)
     roles = looks(["cache off", "smallest C", "middle C", "largest C"])
@@ -137,7 +146,8 @@ def _chosen_arms(records: Sequence[Record]) -> dict[str, list[Record]]:
     arms = by_capacity(records)
     cached = [arm for arm, runs in arms.items() if slots(runs[0]) is not None]
     without = [arm for arm in arms if arm not in cached]
-    chosen = {"cache off": "off" if "off" in without else without[0]} if without else {}
+    named = [arm for arm in ("off", "resident") if arm in without]
+    chosen = {"cache off": (named or without)[0]} if without else {}
     if cached:
         chosen |= {
             "smallest C": cached[0],

@@ -1,4 +1,4 @@
-"""`tec trace`: look into routing traces, convert them, make pin lists from them."""
+"""`tec trace`: look into routing traces, convert or draw them, make pin lists from them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from tec import trace_generator
 from tec.errors import TecError
 from tec.pin_list import most_used, write_pin_list
 from tec.routing_trace import RoutingTrace, read_trace, write_trace
@@ -37,6 +38,7 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_layers(pins)
     pins.add_argument("--n-layer", type=int, help="layers of the model (default: the last one's)")
     pins.set_defaults(run=_pins)
+    trace_generator.register(actions)
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:

@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tec.choice import sweep_of
 from tec.config import Study
 from tec.errors import TecError
 from tec.inputs import INPUTS
 from tec.outcome import Failure, read_records_or_failure
 from tec.paths import RESULTS
 from tec.selection import Selection, add_study_arguments, select_study
-from tec.tables import LOCALITY_TABLES, TABLES
+from tec.tables import LOCALITY_TABLES, REPLAY_TABLES, TABLES
 from tec.verdicts import ENFORCED, PAST
 
 MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-", ".npy": b"\x93NUMPY"}
@@ -27,7 +28,8 @@ def problems(selection: Selection, results: Path) -> Iterator[str]:
     for row in selection.rows:
         for protocol in selection.protocols(row):
             yield from _run(results / "runs" / f"{row}.{protocol}.jsonl", selection.study)
-    for name, columns in TABLES.items():
+    replays = any("replay" in selection.protocols(row) for row in selection.rows)
+    for name, columns in (TABLES | (REPLAY_TABLES if replays else {})).items():
         yield from _table(results / "tables" / f"{name}.csv", columns.split(","))
     if traced := [row for row in selection.rows if "locality" in selection.protocols(row)]:
         yield from _locality(results, traced)
@@ -36,7 +38,8 @@ def problems(selection: Selection, results: Path) -> Iterator[str]:
     figures = sorted((results / "figures").glob("*.*"))
     if not figures:
         yield f"{results / 'figures'}: no figures"
-    for document in [*figures, results / "paper.pdf"]:
+    prompts = any("prompts" in selection.protocols(row) for row in selection.rows)
+    for document in [*figures, *([results / "paper.pdf"] if prompts else [])]:
         yield from _document(document)
 
 
@@ -53,6 +56,9 @@ def _run(path: Path, study: Study) -> Iterator[str]:
     arms = study.expand_arms(records[0].row, model.n_expert, model.n_expert_used)
     if records[0].protocol in ("parity", "locality"):  # one arm without a cache is enough there
         arms = {name: arm for name, arm in arms.items() if arm.expert_cache != "off"}
+    if study.scope(records[0].row).protocols.replay:  # a capacity may not fit on the card
+        arms = {name: arm for name, arm in arms.items() if sweep_of(name, arm) is None}
+        arms = {name: arm for name, arm in arms.items() if not name.endswith("-aa")}
     if missing := set(arms).difference(record.arm for record in records):
         yield f"{path}: no record of {', '.join(sorted(missing))}"
 

@@ -1,0 +1,88 @@
+"""`tec measure replay`: what fits is found out first, then every arm that does is measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from tec.machine_lock import machine_lock
+from tec.measure_key import measure_key
+from tec.order import interleaved
+from tec.placement import Placement
+from tec.prober import Prober
+from tec.replay_steps import ON_GPU, Placed, ReplaySteps
+from tec.session import Session, Step
+from tec.steps import Steps
+from tec.summary import RESIDENT
+
+STREAMED = "streamed"
+"""The stock engine with every used expert copied to the GPU in every step: the reference of parity
+where the whole model does not fit."""
+_STREAMS = {"GGML_OP_OFFLOAD_MIN_BATCH": "1"}
+
+
+def measure(steps: Steps, session: Session, wait: float) -> None:
+    """Measure a row's arms, unless that is kept already.
+
+    The file has the records of what was tried, test `probe`, and then those of the measurement.
+
+    Args:
+        steps: of a row whose scope has the protocol.
+        session: says where the records go.
+        wait: seconds to wait for another measurement on this machine.
+    """
+    replay = ReplaySteps(steps)
+    if session.kept.exists():
+        print(f"nothing to measure: {session.kept} is there", file=sys.stderr)
+        return
+    with prober(steps, session, wait) as probes:
+        placed = Placement(replay, probes).place()
+    session.run(replay_plan(replay, placed), wait, evidence=probes.used)
+
+
+@contextmanager
+def prober(steps: Steps, session: Session, wait: float) -> Iterator[Prober]:
+    """Yield the prober of a row; it holds the machine."""
+    machine = session.system.fingerprint
+    key = measure_key("search", steps.manifest, steps.model.sha256, machine)
+    path = session.kept.with_name(f"{steps.row.name}.search.{key}.jsonl")
+    with machine_lock(f"{session.study} {steps.row.name} search", wait) as lock:
+        yield Prober(replace(session, protocol="replay"), path, lock)  # also where parity asks
+
+
+def replay_plan(replay: ReplaySteps, placed: dict[str, Placed]) -> list[Step]:
+    """Return the processes of the measurement, arms interleaved."""
+    name = replay.steps.row.name
+    order = interleaved(list(placed), replay.steps.rounds(replay.protocol), f"{name} replay")
+    return [replay.decode(arm, number, placed[arm]) for number, arm in order]
+
+
+def parity_plan(steps: Steps, session: Session, wait: float) -> list[Step]:
+    """Return the processes that the parity of a row with replays is judged from.
+
+    The reference has every expert on the GPU: the resident arm, or else `STREAMED`. One sequence
+    follows the trace; several together follow the router.
+    """
+    replay = ReplaySteps(steps)
+    with prober(steps, session, wait) as probes:
+        placement = Placement(replay, probes)
+        resident, room = placement.resident_fits(), placement.limits
+    cached = [name for name in steps.cached if int(steps.arms[name].expert_cache) in room]
+    rounds = range(steps.scope.parity.rounds)
+    reference = RESIDENT if resident else STREAMED
+    arms = [*((reference, number) for number in rounds), *((name, 0) for name in cached)]
+    return [step for arm, number in arms for step in _parity_steps(replay, arm, number)]
+
+
+def _parity_steps(replay: ReplaySteps, arm: str, number: int) -> Sequence[Step]:
+    """Return the processes of one arm in one round."""
+    streamed = (*ON_GPU, "--n-cpu-moe", "99", "--expert-cache", "off")
+    words = streamed if arm == STREAMED else replay.words(arm)
+    steps = [replay.whole(arm, number, words)]
+    if any(batch > 1 for batch in replay.steps.scope.parity.batches):
+        steps.append(replay.together(arm, number, words))
+    if arm == STREAMED:
+        steps = [replace(step, environment=_STREAMS) for step in steps]
+    return steps

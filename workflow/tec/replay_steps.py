@@ -1,0 +1,118 @@
+"""The processes of the replay protocol: all arms decode the same tokens along the same routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from tec import expert_bench
+from tec.config import ReplayProtocol
+from tec.errors import TecError
+from tec.inputs import input_folder
+from tec.prober import MISFIT
+from tec.records import PROBE
+from tec.replay_inputs import ReplayInputs, write_replay_inputs
+from tec.session import Step
+from tec.steps import Steps, shown
+
+REPLAY = "replay"
+"""The test of a whole replay."""
+PROBE_TOKENS = 8
+"""Decoded to see whether an arm loads and runs."""
+ON_GPU = ("--gpu-layers", "99", "--fit", "off")
+"""Every layer on the GPU, but for what other options keep in host memory."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An arm with all that its command line needs."""
+
+    words: tuple[str, ...]
+    limit_mib: int
+
+
+class ReplaySteps:
+    """Makes the processes of one row's replay."""
+
+    def __init__(self, steps: Steps) -> None:
+        protocol = steps.scope.protocols.replay
+        if protocol is None:
+            raise TecError(
+                f"protocol replay is not run for row {steps.row.name}",
+                f"study {steps.study.name}",
+                f"add it under protocols in configs/studies/{steps.study.name}.yaml",
+            )
+        self.steps = steps
+        self.protocol: ReplayProtocol = protocol
+
+    @cached_property
+    def inputs(self) -> ReplayInputs:
+        """The files that are decoded; written if need be."""
+        steps = self.steps
+        folder = input_folder(steps.study.name, steps.row.name)
+        n_prompts = steps.scope.parity.prompts or max(steps.scope.parity.batches)
+        return write_replay_inputs(steps.row, steps.model, self.protocol, n_prompts, folder)
+
+    def words(self, arm: str) -> tuple[str, ...]:
+        """Return the arguments of an arm that is not searched for."""
+        given = self.steps.arms[arm].arguments()
+        ours = zip(ON_GPU[::2], ON_GPU[1::2], strict=True)
+        return (*(word for pair in ours if pair[0] not in given for word in pair), *given)
+
+    def decode(self, arm: str, number: int, placed: Placed) -> Step:
+        """Decode the tokens along the trace in round `number`."""
+        step = self._step(arm, placed.words, self.protocol.n_gen, placed.limit_mib)
+        misfit = MISFIT if step.expert_cache == "off" else None
+        return replace(step, test=REPLAY, round=number, tolerates=misfit)
+
+    def probe(self, arm: str, words: Sequence[str], limit_mib: int) -> Step:
+        """Decode a few tokens, to see whether the arm fits."""
+        step = self._step(arm, words, min(PROBE_TOKENS, self.protocol.n_gen), limit_mib)
+        return replace(step, test=PROBE, tolerates=MISFIT)
+
+    def whole(self, arm: str, number: int, words: Sequence[str]) -> Step:
+        """Decode the tokens without a limit, for parity; the result is that of a batch of one."""
+        step = self._step(arm, words, self.protocol.n_gen, None)
+        asked = step.expert_cache
+        parse = partial(expert_bench.parse_batches, expert_cache=asked, batches=(1,))
+        return replace(step, test=REPLAY, round=number, parse=parse)
+
+    def together(self, arm: str, number: int, words: Sequence[str]) -> Step:
+        """Decode short prompts in batches, with the router's own choice, for parity."""
+        parity, asked = self.steps.scope.parity, option(words, "--expert-cache") or "off"
+        batches = tuple(batch for batch in parity.batches if batch > 1)
+        command = expert_bench.command(
+            self.steps.binary(expert_bench.TOOL),
+            self.steps.model.path,
+            shown(self.inputs.prompts),
+            parity.n_gen,
+            self.protocol.threads,
+            -(-self.protocol.ctx // max(batches)),
+            ("-fa", "on", *words),
+            batches,
+        )
+        parse = partial(expert_bench.parse_batches, expert_cache=asked, batches=batches)
+        return Step(arm, "greedy", number, asked, command, parse, reads=(self.inputs.prompts,))
+
+    def _step(self, arm: str, words: Sequence[str], n_tokens: int, limit_mib: int | None) -> Step:
+        asked = option(words, "--expert-cache") or "off"
+        command = expert_bench.replay_command(
+            self.steps.binary(expert_bench.TOOL),
+            self.steps.model.path,
+            shown(self.inputs.tokens),
+            shown(self.inputs.trace),
+            n_tokens,
+            self.protocol.threads,
+            self.protocol.ctx,
+            words,
+            limit_mib,
+        )
+        parse = partial(expert_bench.parse, expert_cache=asked)
+        reads = (self.inputs.tokens, self.inputs.trace)
+        return Step(arm, REPLAY, 0, asked, command, parse, reads)
+
+
+def option(words: Sequence[str], name: str) -> str | None:
+    """Return the value of an option on a command line."""
+    return words[list(words).index(name) + 1] if name in words else None

@@ -1,0 +1,73 @@
+"""Generated weights of replicas: the roles of miniatures, drawn in the form they are stored in.
+
+A matrix is drawn in pieces, each from a seed of its own, so that any number of threads makes the
+same file and no two experts have bytes in common. What stays float32 (norms, biases, routers and
+the like) is drawn as in miniatures (`tec.miniature_weights`).
+
+Token embeddings are plain noise here, without the groups that make a miniature's routing uneven:
+the routing of a replica is given by a trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from tec.miniature_weights import generate, stored_as
+from tec.replica_blocks import Raw
+from tec.replica_plan import Weights
+
+PIECE = 2**20
+"""Bytes that are drawn from one seed, about. They stay in a core's cache while they are made."""
+
+_TIED = 0.25
+"""As in miniatures: small embeddings where they are the output matrix as well."""
+_GAINS = ((r"^output\.weight$", 3.0), (r"attn_output|ssm_out", 0.7), (r"ffn_down", 2.0))
+"""As in miniatures: pattern -> gain of a matrix, else 1."""
+
+
+def deviation(tensor: Weights, tied: bool) -> float:
+    """Return the standard deviation of a matrix's weights.
+
+    A gain of 1 keeps the scale of what is multiplied: each output is a sum of `fan_in` products.
+    """
+    if tensor.name == "token_embd.weight":
+        return float(_TIED * tensor.fan_in**-0.5) if tied else 1.0
+    gain = next((gain for pattern, gain in _GAINS if re.search(pattern, tensor.name)), 1.0)
+    return float(gain * tensor.fan_in**-0.5)
+
+
+def is_small(tensor: Weights) -> bool:
+    """Say whether a tensor keeps 32 bits and is drawn whole."""
+    return stored_as(tensor) == np.float32
+
+
+def pieces(tensor: Weights) -> Iterator[tuple[int, int]]:
+    """Yield where each piece of a tensor begins and how many bytes it has."""
+    total, size = tensor.n_bytes, tensor.blocks.size
+    step = total if is_small(tensor) else max(1, PIECE // size) * size
+    for begin in range(0, total, step):
+        yield begin, min(step, total - begin)
+
+
+def draw(tensor: Weights, begin: int, n_bytes: int, seed: int, tied: bool) -> memoryview:
+    """Return one of a tensor's pieces.
+
+    Args:
+        tensor: the tensor.
+        begin: where the piece begins in it, in bytes.
+        n_bytes: how long it is.
+        seed: the replica's.
+        tied: the token embeddings are also the output matrix.
+    """
+    if is_small(tensor):
+        return generate(tensor, seed).astype("<f4").ravel().view(np.uint8).data
+    digest = hashlib.sha256(f"{seed} {tensor.name} {begin}".encode()).digest()
+    rng = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "big")))
+    words = rng.integers(2**64, size=-(-n_bytes // 8), dtype=np.uint64)
+    raw: Raw = words.view(np.uint8)[:n_bytes]
+    tensor.blocks.fill(raw, deviation(tensor, tied))
+    return raw.data
