@@ -68,7 +68,8 @@ def occupy() -> None:
         if free < limit:
             raise failed(f"--vram-limit: CUDA0 has {free} MiB free, fewer than the limit: choose")
     room = int(option("--vram-limit", str(FAULTS.get("gpu_mib", 10**9))))
-    if "gpu_mib" in FAULTS and used(*on_gpu()) > room:
+    grown = struck("grows") and int(option("-n")) > 8
+    if "gpu_mib" in FAULTS and (grown or used(*on_gpu()) > room):
         raise failed("cannot load 'm.gguf': unable to allocate CUDA0 buffer")
 
 
@@ -154,6 +155,7 @@ def result_line(prompts: list[dict[str, Any]], batch: int, decode_tokens: int) -
         "repetition": 0,
         "parallel": batch,
         "model": option("-m"),
+        "forced": "--forced" in sys.argv,
         "n_gen": int(option("-n")),
         "prompts": prompts,
         "decode_ns": sum(sum(p["token_ns"]) for p in prompts),

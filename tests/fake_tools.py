@@ -11,6 +11,7 @@ Behaviour is steered by the file `faults.json` beside the scripts, a mapping of
   slow: seconds every process takes
   gpu_mib: MiB that a graphics card has free; without it there is none
   layers: of the model in its memory, 2 by default
+  grows: substring at which more than 8 tokens do not fit
   big: substring at which the experts are twice as large
 Every call appends its command line to `calls.txt`.
 """

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tec import config
-from tec.config import Arm, Capacities, Row, Study, load_study
+from tec.config import Arm, Capacities, ReplayProtocol, Row, Study, load_study
 from tec.errors import TecError
+from tec.system import physical_cores
 from tec.yaml_file import load_yaml
 
 TINY: dict[str, Any] = {
@@ -131,3 +133,13 @@ def test_capacities_are_ascending_and_possible(
     slots = Capacities(shares=shares).slots(n_expert, used)
     assert slots == sorted(set(slots))
     assert all(used <= capacity <= n_expert for capacity in slots)
+
+
+def test_threads_of_a_replay_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"tokens": 8, "n_gen": 8, "rounds": 1, "ctx": 64}
+    assert ReplayProtocol.model_validate(numbers).threads == physical_cores()
+    assert ReplayProtocol.model_validate({**numbers, "threads": 77}).threads == 77
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    protocol = load_study("replicas").protocols.replay
+    assert protocol is not None
+    assert protocol.threads == 1

@@ -1,11 +1,13 @@
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 
+from tec import patches
 from tec.digest import tree_digest
 from tec.errors import TecError
-from tec.patches import Series, check, load_series, stage, sync
+from tec.patches import Series, check, check_patched, load_series, stage, sync
 from tec.paths import PATCHES
 
 UPSTREAM = {"common/arg.cpp": "".join(f"line {n}\n" for n in range(1, 31)), "src/a.cpp": "a\n"}
@@ -174,3 +176,28 @@ def test_shipped_series_is_consistent() -> None:
     assert all(name[:4].isdigit() for name in series.patches)
     assert list(series.patches) == sorted(series.patches)
     assert PATCHES / "series" in series.files
+
+
+def test_a_tree_is_checked_without_another_copy_of_the_source(
+    folder: Path, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series, parts = load_series(folder), ["common", "src"]
+    pin = SimpleNamespace(digest=tree_digest(pristine, parts), parts=parts, commit="0" * 40)
+    monkeypatch.setattr(patches, "load_pin", lambda: pin)
+    monkeypatch.setattr(patches, "load_series", lambda: series)
+    tree = patched(series, pristine, tmp_path)
+    assert check_patched(tree) == series.hash(pin.digest)
+    whole = {
+        path: (tree / path).read_text() for path in ("src/a.cpp", "src/cache.cpp", "common/arg.cpp")
+    }
+    for path in whole:
+        (tree / path).write_text(whole[path] + "more\n")
+        with pytest.raises(TecError):
+            check_patched(tree)
+        (tree / path).write_text(whole[path])
+    assert check_patched(tree) == series.hash(pin.digest)
+    (tree / "src/surplus.cpp").touch()
+    with pytest.raises(TecError, match="not the pinned"):
+        check_patched(tree)
+    with pytest.raises(TecError):
+        check_patched(pristine)

@@ -19,13 +19,17 @@ from tec.baselines_table import baselines_table
 from tec.errors import TecError
 from tec.layer_sizes import LayerSizes
 from tec.placement import Placement
-from tec.prober import Prober
+from tec.prober import STEADY_MIB, Prober
 from tec.quantities import MIB
 from tec.records import PROBE, Record, read_records
 from tec.replay import STREAMED, measure
 from tec.replay_steps import ReplaySteps
+from tec.routing_trace import read_trace
 from tec.session import Session
 from tec.steps import Steps
+from tec.summary import summarise
+from tec.traces_table import traces_table
+from tec.verdicts import judge
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -91,7 +95,7 @@ def test_one_more_was_tried_and_the_evidence_is_kept(tmp_path: Path) -> None:
     assert "unable to allocate" in tried[1].result["error"]
     before = len(fake_tools.calls(tmp_path / "bin"))
     again, _ = place(tmp_path)
-    assert len(fake_tools.calls(tmp_path / "bin")) == before
+    assert len(fake_tools.calls(tmp_path / "bin")) == before + 1  # what the card has free
     assert set(again) == {*("resident", "resident-aa", "ncmoe-all")} | {
         f"{kind}-c{slots}" for kind in ("cached", "ncmoe", "ngl", "fit") for slots in (4, 8, 16)
     }
@@ -112,6 +116,67 @@ def test_what_does_not_fit_is_no_failure(tmp_path: Path) -> None:
     assert "card" not in lines
 
 
+def test_a_placed_arm_that_runs_out_of_memory_later_is_an_error(tmp_path: Path) -> None:
+    steps, session = make(tmp_path, faults={"grows": "--n-cpu-moe 6 "})
+    with pytest.raises(TecError, match="arm ncmoe-c8 was found to fit into 10670 MiB") as caught:
+        measure(steps, session, wait=0)
+    assert "margin_mib" in str(caught.value)
+    assert "toy.search.*.jsonl so that it is searched again" in str(caught.value)
+    assert not session.kept.exists()
+
+
+def test_another_error_in_the_measurement_is_told_as_it_is(tmp_path: Path) -> None:
+    steps, session = make(tmp_path, faults={"fail": "-n 36 "})
+    with pytest.raises(TecError, match="capacity 1 is below") as caught:
+        measure(steps, session, wait=0)
+    assert caught.value.__cause__ is None
+
+
+def test_the_resident_arm_may_turn_out_not_to_fit(tmp_path: Path) -> None:
+    steps, session = make(tmp_path, faults={"grows": "--vram-limit 24488 "})
+    measure(steps, session, wait=0)
+    records = read_records(session.kept)
+    assert {r.arm for r in records if r.test != PROBE and not r.fits} == {"resident", "resident-aa"}
+    arms = {arm.arm for arm in summarise(records)}
+    assert "ncmoe-c8" in arms
+    assert "resident" not in arms
+    (line,) = (line for line in baselines_table(records).rows if line["arm"] == "resident")
+    assert line["outcome"] == "does not fit"
+
+
+def test_kept_records_of_a_baseline_that_did_not_fit_make_no_tables(tmp_path: Path) -> None:
+    steps, session = make(tmp_path)
+    measure(steps, session, wait=0)
+    misfit = {"fits": False, "error": "out of memory"}
+    records = [
+        r.model_copy(update={"result": misfit}) if (r.arm, r.test) == ("ngl-c8", "replay") else r
+        for r in read_records(session.kept)
+    ]
+    with pytest.raises(TecError, match="arm ngl-c8 did not fit when it was measured"):
+        summarise(records)
+
+
+def test_the_value_taken_is_not_shown_as_refused(tmp_path: Path) -> None:
+    steps, session = make(tmp_path)
+    measure(steps, session, wait=0)
+    records = [r for r in read_records(session.kept) if r.arm == "ncmoe-all"]
+    smaller = records[0].model_copy(update={"result": {"fits": False, "error": "out of memory"}})
+    (line,) = baselines_table([smaller, *records]).rows
+    assert (line["value"], line["refused"]) == (99, None)
+
+
+def test_the_records_say_what_trace_was_followed(tmp_path: Path) -> None:
+    steps, session = make(tmp_path)
+    measure(steps, session, wait=0)
+    (line,) = traces_table(read_records(session.kept)).rows
+    assert (line["row"], line["profile"], line["seed"]) == ("toy", "qwen3-30b-a3b", 1)
+    assert "interpolated" in str(line["source"])
+    assert line["tokens"] == 40
+    assert 0 < float(line["next_token"] or 0) < float(line["within_8"] or 0) < 1
+    assert 0 < float(line["lru_0.25"] or 0) < float(line["lru_0.5"] or 0) < 1
+    assert traces_table(r for r in read_records(session.kept) if r.test == PROBE).rows == ()
+
+
 def test_measured_once_and_continued_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +193,7 @@ def test_measured_once_and_continued_where_it_stopped(
     whole = [line for line in text if '"test":"replay"' in line]
     session.partial.write_text("".join(whole[:-3]))
     measure(steps, session, wait=0)
-    assert len(fake_tools.calls(tmp_path / "bin")) == calls + 3
+    assert len(fake_tools.calls(tmp_path / "bin")) == calls + 1 + 3
     assert len(read_records(session.kept)) == len(text)
 
 
@@ -186,6 +251,20 @@ def test_parity_compares_with_the_resident_arm_along_the_trace(tmp_path: Path) -
     assert "--replay" not in together
 
 
+def test_parity_checks_arms_of_one_capacity_too(tmp_path: Path) -> None:
+    arms = {
+        **STUDY["arms"],
+        "ten": {"expert_cache": 10, "options": {"n-cpu-moe": 99}},
+        "auto": {"expert_cache": "auto", "options": {"n-cpu-moe": 99}},
+    }
+    plan, records = parity(tmp_path, arms=arms)
+    assert {"ten replay 0", "ten greedy 0", "auto replay 0", "auto greedy 0"} <= set(plan)
+    limited = {(r.arm, r.test) for r in records if "--vram-limit" in r.command}
+    assert limited == {("auto", "replay")}
+    judged = {v.arm for v in judge(records) if v.check == "bitwise" and v.verdict == "pass"}
+    assert {"ten", "auto", "cached-c4"} <= judged
+
+
 def test_where_the_model_does_not_fit_parity_streams_the_experts(tmp_path: Path) -> None:
     plan, records = parity(tmp_path, gpu_mib=WHOLE - 1000)
     assert plan[0] == f"{STREAMED} replay 0"
@@ -193,3 +272,75 @@ def test_where_the_model_does_not_fit_parity_streams_the_experts(tmp_path: Path)
     assert first.environment == {"GGML_OP_OFFLOAD_MIN_BATCH": "1"}
     assert " ".join(first.command).endswith("--n-cpu-moe 99 --expert-cache off")
     assert not any(line.startswith("cached-c16") for line in plan)
+
+
+def test_a_placement_refuses_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(TecError, match="2 GPUs are visible"):
+        place(tmp_path)
+    assert not fake_tools.calls(tmp_path / "bin")
+
+
+def calls(folder: Path) -> int:
+    return len(fake_tools.calls(folder / "bin"))
+
+
+def test_memory_that_another_program_held_is_looked_for_again(tmp_path: Path) -> None:
+    small, _ = place(tmp_path, gpu_mib=WHOLE - 1000)
+    assert "resident" not in small
+    large, found = place(tmp_path, gpu_mib=25_000)
+    assert large["resident"].limit_mib == found.card_mib == 25_000 - 512
+    again, _ = place(tmp_path, gpu_mib=WHOLE - 1000)
+    assert again == small
+
+
+def test_a_misfit_of_another_day_is_tried_again_at_the_same_limit(tmp_path: Path) -> None:
+    """What did not fit at a limit may have been kept from it by a program that is gone."""
+    place(tmp_path)
+    search = tmp_path / "search.jsonl"
+    known = read_records(search)
+    misfits = sum(not record.fits for record in known) - 1  # the first one is about the card
+    assert misfits > 0
+    shift = 2 * STEADY_MIB
+    before = calls(tmp_path)
+    place(tmp_path, gpu_mib=25_000 + shift)
+    tried = fake_tools.calls(tmp_path / "bin")[before:]
+    old = {" ".join(record.command[1:]) for record in known if not record.fits}
+    assert sum(line.split(" ", 1)[1] in old for line in tried) >= misfits
+
+
+def test_nearly_the_same_memory_is_the_same(tmp_path: Path) -> None:
+    placed, _ = place(tmp_path)
+    before = calls(tmp_path)
+    size = (tmp_path / "search.jsonl").stat().st_size
+    again, found = place(tmp_path, gpu_mib=25_000 - STEADY_MIB)
+    assert again == placed
+    assert found.card_mib == 25_000 - 512
+    assert calls(tmp_path) == before + 1  # the card itself
+    assert (tmp_path / "search.jsonl").stat().st_size == size
+
+
+def test_too_little_memory_for_known_limits_says_what_to_do(tmp_path: Path) -> None:
+    steps, session = make(tmp_path)
+    found = Placement(ReplaySteps(steps), Prober(session, tmp_path / "search.jsonl", 0))
+    placed = found.place()
+    fake_tools.set_faults(tmp_path / "bin", gpu_mib=3_000, layers=LAYERS)
+    for arm in ("resident", "cached-c8"):
+        step = ReplaySteps(steps).decode(arm, 0, placed[arm])
+        with pytest.raises(TecError, match="less of the GPU's memory is free") as caught:
+            session.run([step], wait=0)
+        assert f"{tmp_path / 'toy.search.*.jsonl'}" in str(caught.value)
+
+
+def test_a_trace_is_drawn_for_the_model_it_is_of(tmp_path: Path) -> None:
+    """Its name says so: a file that is there belongs to a row of that shape."""
+    steps, _ = make(tmp_path)
+    made = {ReplaySteps(steps).inputs.trace}
+    for change in ({"n_moe_layers": 3}, {"n_expert": 32}, {"n_expert_used": 3}):
+        info = steps.model.model_copy(update=change)
+        other = Steps(steps.study, steps.row, info, steps.manifest, steps.choice)
+        trace = ReplaySteps(other).inputs.trace
+        assert trace not in made
+        made.add(trace)
+        shape = read_trace(trace)
+        assert shape.selections.shape[1:] == (info.n_moe_layers, info.n_expert_used)

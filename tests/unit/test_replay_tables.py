@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from fake_study import make_model
+from tec.config import load_study
 from tec.main_table import main_table
 from tec.quantities import GIB
 from tec.replay_figures import time_split
@@ -40,9 +41,10 @@ def group(tmp_path: Path) -> list[ArmSummary]:
     model = make_model(tmp_path)  # 16 experts
     moved = {"bytes_per_token": 50e6, "misses_per_token": 25.0, "hit_rate": 0.9}
     return [
-        arm("resident", "resident", 250.0, 76, model=model),
-        arm("resident-aa", "aa", 251.0, 76, model=model),
-        arm("ncmoe-all", "baseline", 50.0, 8, model=model),
+        arm("resident", "resident", 250.0, 76, model=model, settings="r"),
+        arm("ncmoe-all-aa", "aa", 52.0, 8, model=model, settings="n"),
+        arm("resident-aa", "aa", 251.0, 76, model=model, settings="r"),
+        arm("ncmoe-all", "baseline", 50.0, 8, model=model, settings="n"),
         arm("ncmoe-c8", "baseline", 80.0, 16, model=model),
         arm("fit-c8", "baseline", 90.0, 16, model=model),
         arm("ncmoe-c12", "baseline", 120.0, 24, model=model),
@@ -50,6 +52,10 @@ def group(tmp_path: Path) -> list[ArmSummary]:
         arm("cached-c8", "tec", {0: 180.0, 1: 198.0}, 16, model=model, capacity=8, **moved),
         arm("cached-c16", "tec", 245.0, 30, model=model, capacity=16, bytes_per_token=0.0),
     ]
+
+
+def without_resident(group: list[ArmSummary]) -> list[ArmSummary]:
+    return [arm for arm in group if not arm.arm.startswith("resident")]
 
 
 def line(group: list[ArmSummary], name: str) -> Mapping[str, Any]:
@@ -70,8 +76,9 @@ def test_the_bound_adds_the_copies_to_the_resident_time(group: list[ArmSummary])
 
 
 def test_without_a_resident_arm_there_is_no_bound(group: list[ArmSummary]) -> None:
-    assert bound_tps(group[6], group[2:]) is None
-    row = line(group[2:], "cached-c8")
+    group = without_resident(group)
+    assert bound_tps(group[-2], group) is None
+    row = line(group, "cached-c8")
     assert row["resident_tps"] is row["resident_share"] is row["bound_share"] is None
 
 
@@ -108,7 +115,27 @@ def test_overhead_at_limits_is_against_the_resident_arm(group: list[ArmSummary])
     assert {row["off_arm"] for row in rows.values()} == {"resident"}
     assert rows["cached-c16"]["ratio_to_off"] == pytest.approx(245 / 250)
     assert rows["cached-c16"]["aa_hi"] == pytest.approx(251 / 250)
-    assert overhead_table(group[2:]).rows == ()
+    assert overhead_table(without_resident(group)).rows == ()
+
+
+def test_there_is_a_noise_floor_where_the_model_does_not_fit(group: list[ArmSummary]) -> None:
+    row = line(without_resident(group), "cached-c8")
+    assert row["aa_arm"] == "ncmoe-all"
+    assert (row["aa_lo"], row["aa_hi"]) == pytest.approx((1.04, 1.04))
+    bare = [arm for arm in group if arm.arm != "ncmoe-all-aa"]
+    assert line(bare, "cached-c8")["aa_arm"] is None
+
+
+def test_every_stock_arm_without_a_search_in_study_replicas_has_a_twin() -> None:
+    arms = load_study("replicas").arms
+    assert arms["ncmoe-all-aa"] == arms["ncmoe-all"]
+    assert arms["resident-aa"] == arms["resident"]
+
+
+def test_captions_say_where_hit_rates_come_from(group: list[ArmSummary]) -> None:
+    assert "generated trace" in main_table(group).caption
+    assert "generated trace" in capacity_table(group).caption
+    assert "generated trace" not in capacity_table([]).caption
 
 
 def frame(lines: list[tuple[str, float | None, float]]) -> pd.DataFrame:

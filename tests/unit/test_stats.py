@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tec.stats import COLD_STEPS, cold_tps, latency_curve, paired_ratio, steady_tps
+from tec.stats import COLD_STEPS, cold_tps, decode_steps, latency_curve, paired_ratio, steady_tps
 
 
 def result(*prompts_ms: list[float]) -> dict[str, object]:
@@ -74,3 +74,11 @@ def test_latency_curve_leaves_out_each_prompts_first_token() -> None:
     assert curve.step.tolist() == [0, 1, 2]
     assert curve.median_ms.tolist() == [5.0, 2.0, 2.0]
     assert (curve.lo_ms.tolist(), curve.hi_ms.tolist()) == ([4.0, 2.0, 1.0], [6.0, 2.0, 3.0])
+
+
+def test_with_given_tokens_the_first_is_a_decode_step_too() -> None:
+    run = {"forced": True, "prompts": [{"token_ns": [8_000_000, 1_000_000], "hits": [3, 4]}]}
+    assert latency_curve([run]).median_ms.tolist() == [8.0, 1.0]
+    assert cold_tps(run) == pytest.approx(2 / 9e-3)
+    assert decode_steps(run, "hits") == [3, 4]
+    assert decode_steps({**run, "forced": False}, "hits") == [4]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tec import system as system_module
 from tec.cli import main
 from tec.quantities import describe
-from tec.system import read_system
+from tec.system import physical_cores, read_system
 
 CARD = "NVIDIA H100, 81559, 9.0, 1, 5, 16, 16, 570.10\n"
 TABLE = "| NVIDIA-SMI 570.10    Driver Version: 570.10    CUDA Version: 12.8 |\n"
@@ -38,6 +39,22 @@ def test_machine_without_a_gpu(programs: Path) -> None:
     assert system.ram_bytes > 2**28
     assert 1 <= system.threads <= (os.cpu_count() or 1)
     assert read_system().fingerprint == system.fingerprint
+
+
+def test_cores_are_those_that_the_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):  # 4 cores of 2 hardware threads each
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
+    monkeypatch.setattr(system_module, "_CPUS", tmp_path)
+    for usable, wanted in ((range(8), 4), (range(4), 4), ({0, 4}, 1), ({0, 4, 5}, 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, u=usable: set(u), raising=False)
+        assert physical_cores() == wanted
+    monkeypatch.setattr(system_module, "_CPUS", tmp_path / "absent")
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 2)
+    assert physical_cores() == 2
 
 
 def test_cards_are_read_from_nvidia_smi(programs: Path) -> None:

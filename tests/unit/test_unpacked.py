@@ -133,6 +133,7 @@ class TestRun:
         (there / "project" / "Makefile").write_text("all:\n\t@echo edited\n")
         assert "edited" in launch(there).stdout
         assert launch(there, "--check").returncode == 2
+        assert "is damaged" in launch(there).stderr  # not what it was found to be before
 
     @pytest.mark.parametrize("name", ["unpacked", "errors"])
     def test_damaged_program(self, there: Path, name: str) -> None:

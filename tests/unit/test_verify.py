@@ -136,6 +136,20 @@ def test_failed_row_is_named_with_its_reason(selection: Selection, results: Path
     assert f"{results / 'tables' / 'main.csv'}: toy failed at measure prompts: no memory" in found
 
 
+def test_a_cached_arm_with_a_replay_needs_a_bitwise_verdict(
+    selection: Selection, results: Path
+) -> None:
+    text = (results / "runs" / "toy.prompts.jsonl").read_text()
+    file = results / "runs" / "toy.replay.jsonl"
+    file.write_text(text.replace('"protocol":"prompts"', '"protocol":"replay"'))
+    assert list(problems(selection, results)) == []
+    table = results / "tables" / "parity.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if "cached-c8,bitwise" not in line))
+    found = list(problems(selection, results))
+    assert found == [f"{table}: toy cached-c8 has a replay and no verdict 'bitwise'"]
+
+
 def test_locality_study_is_complete_only_with_its_tables_and_traces(
     tmp_path: Path, results: Path
 ) -> None:

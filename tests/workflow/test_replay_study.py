@@ -94,6 +94,9 @@ def _check_tables(repository: Path) -> None:
     assert baselines["big", "resident"]["outcome"] == "does not fit"
     found = baselines["toy", "ncmoe-c8"]
     assert (found["flag"], found["value"], found["refused"]) == ("--n-cpu-moe", "1", "0")
+    traces = {line["row"]: line for line in table(repository, "traces")}
+    assert set(traces) == {"toy", "big"}
+    assert 0 < float(traces["toy"]["lru_0.5"]) < 1
     parity = table(repository, "parity")
     assert {line["verdict"] for line in parity if line["check"] in ("self", "bitwise")} == {"pass"}
     references = {(line["row"], line["arm"]) for line in parity if line["check"] == "self"}

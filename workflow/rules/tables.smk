@@ -3,7 +3,7 @@
 from tec.tables import LOCALITY_TABLES, REPLAY_TABLES, TABLES
 
 TABLE_CODE = [
-    *("tables", "main_table", "rows_table", "baselines_table", "table", "summary", "stats"),
+    *("tables", "main_table", "rows_table", "baselines_table", "traces_table", "table", "summary", "stats"),
     *("outcome", "expert_bench", "llama_bench", "routing_summary"),
 ]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tec.errors import TecError
 from tec.files import write_atomically
 from tec.gguf_file import ModelInfo, Part, read_geometry
+from tec.models import named
 from tec.replica import identity, plan_file
 from tec.replica_file import file_size
 from tec.replica_plan import read_plan
@@ -36,7 +37,7 @@ def record(plan: Path, model: Path) -> ModelInfo:
         )
     if plan_file(model).resolve() != plan.resolve():
         write_atomically(plan_file(model), plan.read_bytes())
-    part = Part(path=str(model.resolve()), bytes=size, sha256=identity(model))
+    part = Part(path=named(model.resolve()), bytes=size, sha256=identity(model))
     return ModelInfo(
         row=planned.row,
         variant="replica",

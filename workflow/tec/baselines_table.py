@@ -85,11 +85,12 @@ _CARD = "card"
 
 
 def _next(refused: Sequence[Record], flag: str | None, value: int | None) -> int | None:
-    """Return the refused value nearest to the one that was taken."""
+    """Return the refused value nearest to the one that was taken, which a smaller limit refuses."""
     if flag is None or value is None:
         return None
-    values = [found for record in refused if (found := option(record, flag)) is not None]
-    return min(values, key=lambda found: abs(found - value), default=None)
+    tried = {option(record, flag) for record in refused}
+    others = [found for found in tried if found is not None and found != value]
+    return min(others, key=lambda found: abs(found - value), default=None)
 
 
 def option(record: Record, name: str | None) -> int | None:

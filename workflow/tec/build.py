@@ -140,6 +140,8 @@ class Manifest(BaseModel):
     libraries: dict[str, Binary]
     seconds: float
     """Wall time of the run that finished the build."""
+    by_hand: bool = False
+    """Whether cmake was run by hand and `tec build --adopt` wrote this; 0 seconds then."""
 
 
 def build(target: str, jobs: int, wanted: Sequence[str], manifest: Path) -> Manifest:
@@ -296,6 +298,13 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("target", help=", ".join(TARGETS))
     parser.add_argument("--tests", action="store_true", help="build the C++ tests instead")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="compilers at once")
+    parser.add_argument(
+        "--adopt",
+        type=Path,
+        metavar="FOLDER",
+        help="build nothing: take cmake's folder of a build made by hand, if its source is the "
+        "pinned one with the series",
+    )
     parser.set_defaults(run=_build)
 
 
@@ -304,6 +313,12 @@ def _build(options: argparse.Namespace) -> None:
         raise TecError(
             f"unknown target '{options.target}'", hint=suggestion(options.target, TARGETS)
         )
+    if options.adopt:
+        from tec import build_record  # which needs this module
+
+        made = build_record.adopt(options.adopt, options.target, build_manifest(options.target))
+        print(f"{len(made.binaries)} programs in {made.bin_dir}")
+        return
     wanted = TESTS if options.tests else TOOLS
     manifest = (build_tests_manifest if options.tests else build_manifest)(options.target)
     made = build(options.target, options.jobs, wanted, manifest)

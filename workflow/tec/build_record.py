@@ -1,23 +1,21 @@
 """The manifest of a build that was made by hand, with cmake alone.
 
-    python3 -m tec.build_record BUILD_FOLDER TARGET --out MANIFEST
+    tec build TARGET --adopt FOLDER
 
-The folder is cmake's; its `bin` has the programs. What they were built from is taken to be the
-pinned source with the series of this repository: the caller answers for that.
+The folder is cmake's; its `bin` has the programs. The source that cmake's cache names has to be the
+pinned one with the series of this repository, still as it was when it was compiled.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from pathlib import Path
 
 from tec.build import Binary, Manifest, cmake_arguments, compiler
-from tec.config import TARGETS
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
-from tec.patches import load_series
+from tec.patches import check_patched
+from tec.paths import PATCHED_TREE
 from tec.pin import load_pin
 
 _NEEDED = "llama-expert-bench"
@@ -27,14 +25,14 @@ def record(folder: Path, target: str) -> Manifest:
     """Return the manifest of the build in `folder`.
 
     Raises:
-        TecError: the measuring program is not there.
+        TecError: the measuring program is not there, or it was built from another source.
     """
     programs = folder / "bin"
     if not (programs / _NEEDED).is_file():
         raise TecError(
             f"there is no {_NEEDED}", programs, f"cmake --build {folder} --target {_NEEDED}"
         )
-    pin = load_pin()
+    series_hash, pin = _checked_source(folder), load_pin()
     files = [path for path in sorted(programs.iterdir()) if path.is_file()]
     made = {
         path.name: Binary(path=path.relative_to(folder), sha256=sha256_file(path))
@@ -45,7 +43,7 @@ def record(folder: Path, target: str) -> Manifest:
         target=target,
         commit=pin.commit,
         digest=pin.digest,
-        series_hash=load_series().hash(pin.digest),
+        series_hash=series_hash,
         build_type="Release",
         compiler=compiler(folder, "CXX") or "unknown",
         cuda=compiler(folder, "CUDA"),
@@ -54,31 +52,58 @@ def record(folder: Path, target: str) -> Manifest:
         binaries={name: file for name, file in made.items() if name.startswith("llama-")},
         libraries={name: file for name, file in made.items() if name.startswith("lib")},
         seconds=0,
+        by_hand=True,
     )
+
+
+def adopt(folder: Path, target: str, manifest: Path) -> Manifest:
+    """Write the manifest of the build in `folder`, and return it; the errors are those of `record`.
+
+    Args:
+        folder: cmake's.
+        target: one of `tec.config.TARGETS`.
+        manifest: JSON file.
+    """
+    made = record(folder.resolve(), target)
+    write_atomically(manifest, made.model_dump_json(indent=2) + "\n")
+    return made
+
+
+def _checked_source(folder: Path) -> str:
+    """Return the hash of the series that is on the source of a build.
+
+    Raises:
+        TecError: the source is not the pinned one with the series; it is gone, or not known; or
+            the build is not for release.
+    """
+    cache = _cache(folder)
+    named = cache.get("CMAKE_HOME_DIRECTORY")
+    options = "-DCMAKE_BUILD_TYPE=Release"
+    hint = f"tec patches apply; cmake -S {PATCHED_TREE} -B {folder} {options} again, and build"
+    if (kind := cache.get("CMAKE_BUILD_TYPE")) != "Release":
+        raise TecError(f"the build is of type '{kind}', not Release", folder, hint)
+    if named is None or not Path(named).is_dir():
+        what = (
+            "does not say which source it is of" if named is None else f"is of {named}, no folder"
+        )
+        raise TecError(f"the build {what}", folder / "CMakeCache.txt", hint)
+    try:
+        return check_patched(Path(named))
+    except TecError as error:
+        raise TecError(
+            f"the build is not of the pinned llama.cpp with this series: {error.what}", named, hint
+        ) from error
 
 
 def _arguments(folder: Path, target: str, commit: str) -> list[str]:
     """Return the options of `tec build` with the values that cmake's cache has for them."""
-    cache = folder / "CMakeCache.txt"
-    text = cache.read_text(encoding="utf-8") if cache.is_file() else ""
-    found = dict(re.findall(r"^(\w+):\w+=(.*)$", text, re.MULTILINE))
+    found = _cache(folder)
     names = [word.removeprefix("-D").partition("=")[0] for word in cmake_arguments(target, commit)]
     return [f"-D{name}={found[name]}" for name in names if name in found]
 
 
-def main() -> None:
-    """Write the manifest of a build that was made by hand."""
-    parser = argparse.ArgumentParser(prog="python -m tec.build_record", description=main.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    options = parser.parse_args()
-    try:
-        made = record(options.folder, options.target)
-    except TecError as error:
-        sys.exit(f"error: {error}")
-    write_atomically(options.out, made.model_dump_json(indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def _cache(folder: Path) -> dict[str, str]:
+    """Return what cmake's cache says."""
+    cache = folder / "CMakeCache.txt"
+    text = cache.read_text(encoding="utf-8") if cache.is_file() else ""
+    return dict(re.findall(r"^(\w+):\w+=(.*)$", text, re.MULTILINE))

@@ -16,6 +16,7 @@ from tec.errors import TecError
 from tec.nearest import check_known
 from tec.paths import MODELS, STUDIES
 from tec.quantities import Sha256
+from tec.system import physical_cores
 from tec.yaml_file import Section, load_yaml
 
 Target = Literal["cpu", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"]
@@ -200,7 +201,11 @@ class ReplayProtocol(Section):
     """Tokens decoded along it, one by one."""
     rounds: PositiveInt
     """Fresh processes per arm."""
-    threads: PositiveInt
+    threads: PositiveInt = Field(
+        default_factory=physical_cores,
+        description="of the CPU, which computes experts in host memory; if left out, one for each "
+        "physical core that the process may use",
+    )
     ctx: PositiveInt
     """Context size in tokens."""
     seed: Annotated[int, Field(ge=0)] = 1

@@ -244,6 +244,13 @@ def parse_traced(finished: Finished, expert_cache: str, trace: Path) -> dict[str
     return {**result, "trace_sha256": sha256_file(trace)}
 
 
+def parse_replayed(finished: Finished, expert_cache: str, statistics: Path) -> dict[str, Any]:
+    """Return the tool's line with what is known of the trace it followed, as `trace_statistics`."""
+    result = parse(finished, expert_cache)
+    known = json.loads(statistics.read_text(encoding="utf-8"))
+    return {**result, "trace_statistics": known}
+
+
 def _lines(finished: Finished, expert_cache: str, wanted: int) -> list[dict[str, Any]]:
     lines = finished.stdout.splitlines()
     if len(lines) != wanted:

@@ -23,6 +23,9 @@ from tec.paths import CACHE, ROOT
 InputName = Literal["text", "repetitive", "random"]
 INPUTS: tuple[InputName, ...] = get_args(InputName)
 
+VERSION = 1
+"""Of what is drawn; to be raised when other inputs are made (tests/unit/test_versions.py)."""
+
 _REPEATED = 240
 """Characters of the piece of text that is repeated: a few dozen tokens."""
 _LONGEST_TOKEN = 16

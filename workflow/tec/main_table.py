@@ -73,7 +73,8 @@ def _caption(rows: Sequence[Mapping[str, Value]]) -> str:
     if any(row["protocol"] == "replay" for row in rows):
         return (
             "Decoding along a drawn routing trace, every arm within the same VRAM: the best "
-            "baseline against TEC with slots for about half of the experts."
+            "baseline against TEC with slots for about half of the experts. The hit rate comes "
+            "from a generated trace (table traces)."
         )
     return (
         "Decoding real prompts: the best baseline against the fastest TEC arm with fewer slots "

@@ -6,7 +6,6 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from tec import (
     expert_bench,
@@ -16,6 +15,7 @@ from tec import (
     replay_inputs,
     trace_generator,
     trace_profile,
+    vram_search,
 )
 from tec.build import Manifest
 from tec.choice import Choice
@@ -25,11 +25,20 @@ from tec.paths import ROOT
 from tec.records import Protocol
 from tec.session import build_info
 
-_DRAWN_BY = {
-    "locality": (inputs,),
-    "replay": (replay_inputs, trace_generator, trace_profile),
-}
-"""Modules that make what is decoded."""
+
+def _made_by(scope: Scope, protocol: Protocol) -> list[str]:
+    """Return the versions of what makes the inputs, and of what finds out which arms fit."""
+    versions: dict[str, int] = {}
+    if protocol == "locality":
+        versions = {"inputs": inputs.VERSION}
+    elif protocol == "replay" or (protocol == "parity" and scope.protocols.replay):
+        versions = {
+            "inputs": replay_inputs.VERSION,
+            "generator": trace_generator.VERSION,
+            "profiles": trace_profile.VERSION,
+            "search": vram_search.VERSION,
+        }
+    return [f"{name} {version}" for name, version in versions.items()]
 
 
 def settings_key(study: Study, row: Row, protocol: Protocol, chosen: Choice | None = None) -> str:
@@ -53,7 +62,7 @@ def settings_key(study: Study, row: Row, protocol: Protocol, chosen: Choice | No
         *(f"{name} {arm.model_dump_json()}" for name, arm in scope.arms.items()),
         scope.capacities.model_dump_json(),
         *(sha256_file(ROOT / file) for file in files),
-        *(sha256_file(Path(module.__file__ or "")) for module in _DRAWN_BY.get(protocol, ())),
+        *_made_by(scope, protocol),
     ]
     return (chosen or Choice()).key(_hash(parts))
 

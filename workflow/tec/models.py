@@ -157,7 +157,7 @@ def _replica(row: Row, manifest: Manifest | None, layers: int | None) -> Part:
     from tec import replica
 
     path = replica.make(row, manifest, REPLICAS, layers)
-    return Part(path=_named(path), bytes=path.stat().st_size, sha256=replica.identity(path))
+    return Part(path=named(path), bytes=path.stat().st_size, sha256=replica.identity(path))
 
 
 def _routing(path: Path) -> RoutingSummary:
@@ -168,10 +168,11 @@ def _routing(path: Path) -> RoutingSummary:
 
 
 def _described(path: Path) -> Part:
-    return Part(path=_named(path), bytes=path.stat().st_size, sha256=sha256_file(path))
+    return Part(path=named(path), bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def _named(path: Path) -> str:
+def named(path: Path) -> str:
+    """Return a path as records name it: relative to the repository where it lies inside."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 

@@ -214,6 +214,29 @@ def check(series: Series, pristine: Path) -> None:
     print(f"{len(series.patches)} patches and {len(series.sources)} new files apply and come off")
 
 
+def check_patched(tree: Path) -> str:
+    """Return the hash of the series if `tree` is the pinned tree with the series on it.
+
+    No other copy of the source is needed: the series is taken off a copy of the tree, which has to
+    have the pinned digest then.
+
+    Raises:
+        TecError: it is another tree, or another series is on it.
+    """
+    pin, series = load_pin(), load_series()
+    for path in series.sources:
+        if not _same(series.folder / "src" / path, tree / path):
+            raise TecError(f"'{path}' is not the file of patches/src", tree)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        for path in set(regular_files(tree, pin.parts)).difference(series.sources):
+            _copy(tree / path, copy / path)
+        for name in reversed(series.patches):
+            apply_patch(series.folder / name, copy, reverse=True)
+        check_tree(copy, pin)
+    return series.hash(pin.digest)
+
+
 def revert(tree: Path = PATCHED_TREE, record: Path = PATCHED_SERIES) -> None:
     """Make the working tree the pinned one again, checked by its digest."""
     pin = load_pin()

@@ -9,11 +9,12 @@ arms the smallest limit at which they load.
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+from tec.card import FREE, check_one_gpu
 from tec.choice import slots_of
 from tec.config import SearchedArm
 from tec.errors import TecError
@@ -30,7 +31,6 @@ FIT_TARGETS = (128, 256, 512, 1024)
 """MiB that upstream's fit is told to leave free, its default last; the first that loads."""
 
 _MORE_THAN_ANY = 9_999_999
-_FREE = re.compile(r"has (\d+) MiB free, fewer than the limit")
 _UNSTEADY_MIB = 512
 """MiB of a card's free memory that are left alone: it differs a little from process to process."""
 _WIDENINGS = 3
@@ -47,13 +47,10 @@ class Placement:
     @cached_property
     def card_mib(self) -> int:
         """MiB of the card that any arm may have: what is free, less what varies."""
+        check_one_gpu(len(self.prober.session.system.gpus), os.environ.get("CUDA_VISIBLE_DEVICES"))
         words = [*ON_GPU, "--expert-cache", "off"]
-        step = replace(self.replay.probe("card", words, _MORE_THAN_ANY), tolerates=_FREE)
-        said = str(self.prober.run(step).result.get("error"))
-        found = _FREE.search(said)
-        if found is None:
-            raise TecError("cannot read how much memory the GPU has free", said)
-        return max(1, int(found[1]) - _UNSTEADY_MIB)
+        step = replace(self.replay.probe("card", words, _MORE_THAN_ANY), tolerates=FREE)
+        return max(1, self.prober.card(step) - _UNSTEADY_MIB)
 
     @cached_property
     def capacities(self) -> dict[int, str]:

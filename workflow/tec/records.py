@@ -75,7 +75,10 @@ class Record(_Model):
     protocol: Protocol
     test: str = Field(description="part of the protocol: prompts, greedy, ppl, pp512, tg128 ...")
     round: Count
-    order: Count = Field(description="position among all processes of the file, from 0")
+    order: Count = Field(
+        description="position among the processes of the measurement, from 0; that of a probe is "
+        "its position in the search, whose file may hold more than is kept here"
+    )
     expert_cache: str = Field(description="what the arm asked for: off, auto or slots per layer")
     started_at: AwareDatetime
     command: tuple[str, ...] = Field(description="run in the repository root")

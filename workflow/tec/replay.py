@@ -62,25 +62,33 @@ def replay_plan(replay: ReplaySteps, placed: dict[str, Placed]) -> list[Step]:
 def parity_plan(steps: Steps, session: Session, wait: float) -> list[Step]:
     """Return the processes that the parity of a row with replays is judged from.
 
-    The reference has every expert on the GPU: the resident arm, or else `STREAMED`. One sequence
-    follows the trace; several together follow the router.
+    Every cached arm that is measured is among them; one that sizes its slots by the memory has its
+    limit here too, so that they are as many. The reference has every expert on the GPU: the
+    resident arm, or else `STREAMED`. One sequence follows the trace; several together follow the
+    router.
     """
     replay = ReplaySteps(steps)
     with prober(steps, session, wait) as probes:
         placement = Placement(replay, probes)
-        resident, room = placement.resident_fits(), placement.limits
-    cached = [name for name in steps.cached if int(steps.arms[name].expert_cache) in room]
+        resident, placed = placement.resident_fits(), placement.place()
+    cached = [name for name in steps.cached if name in placed]
+    sized = [name for name in cached if steps.arms[name].expert_cache == "auto"]
+    limits = {name: placed[name].limit_mib for name in sized}
     rounds = range(steps.scope.parity.rounds)
     reference = RESIDENT if resident else STREAMED
     arms = [*((reference, number) for number in rounds), *((name, 0) for name in cached)]
-    return [step for arm, number in arms for step in _parity_steps(replay, arm, number)]
+    return [
+        step for arm, number in arms for step in _parity_steps(replay, arm, number, limits.get(arm))
+    ]
 
 
-def _parity_steps(replay: ReplaySteps, arm: str, number: int) -> Sequence[Step]:
+def _parity_steps(
+    replay: ReplaySteps, arm: str, number: int, limit_mib: int | None
+) -> Sequence[Step]:
     """Return the processes of one arm in one round."""
     streamed = (*ON_GPU, "--n-cpu-moe", "99", "--expert-cache", "off")
     words = streamed if arm == STREAMED else replay.words(arm)
-    steps = [replay.whole(arm, number, words)]
+    steps = [replay.whole(arm, number, words, limit_mib)]
     if any(batch > 1 for batch in replay.steps.scope.parity.batches):
         steps.append(replay.together(arm, number, words))
     if arm == STREAMED:

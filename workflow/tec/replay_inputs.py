@@ -6,7 +6,6 @@ no text to say anything about; the reuse is in the trace, whose statistics lie b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,9 @@ from tec.trace_statistics import statistics
 
 PROMPT_TOKENS = 16
 """Tokens of each of the prompts that are decoded together."""
+
+VERSION = 1
+"""Of the tokens; to be raised when the same seed gives others (tests/unit/test_versions.py)."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,16 @@ def write_replay_inputs(
         folder: where the files go; their names say what they are.
     """
     length, seed = protocol.tokens, protocol.seed
+    experts = f"{model.n_moe_layers}x{model.n_expert_used}of{model.n_expert}"
+    profile = profile_for(model.n_expert, model.n_expert_used)
+    versions = f"v{trace_generator.VERSION}.{trace_profile.VERSION}"
     inputs = ReplayInputs(
-        trace=folder / f"trace-{length}-{seed}-{_drawn_by()}.npy",
+        trace=folder / f"trace-{length}x{experts}-{profile}-{seed}-{versions}.npy",
         tokens=folder / f"tokens-{length}-{seed}.jsonl",
         prompts=folder / f"prompts-{n_prompts}-{seed}.jsonl",
     )
     if not inputs.trace.exists():
-        _write_trace(model, protocol, inputs.trace)
+        _write_trace(model, protocol, profile, inputs.trace)
     n_vocab = _vocabulary(row, model)
     lengths = {inputs.tokens: [length], inputs.prompts: [PROMPT_TOKENS] * n_prompts}
     for path, wanted in lengths.items():
@@ -72,9 +77,8 @@ def write_replay_inputs(
     return inputs
 
 
-def _write_trace(model: ModelInfo, protocol: ReplayProtocol, path: Path) -> None:
+def _write_trace(model: ModelInfo, protocol: ReplayProtocol, profile: str, path: Path) -> None:
     size = (protocol.tokens, model.n_moe_layers, model.n_expert, model.n_expert_used)
-    profile = profile_for(model.n_expert, model.n_expert_used)
     trace = generate(profile, *size, protocol.seed)
     generator = {
         "profile": profile,
@@ -85,12 +89,6 @@ def _write_trace(model: ModelInfo, protocol: ReplayProtocol, path: Path) -> None
     record = {"trace": path.name, "generator": generator, **statistics(trace)}
     write_atomically(statistics_file(path), json.dumps(record, indent=2) + "\n")
     write_trace(path, trace)
-
-
-def _drawn_by() -> str:
-    """Return a hash of the code that draws traces: other code, another file."""
-    files = [Path(str(module.__file__)) for module in (trace_generator, trace_profile)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def _lines(lengths: Sequence[int], n_vocab: int, seed: str) -> Iterable[str]:

@@ -11,10 +11,13 @@ from tec.config import ReplayProtocol
 from tec.errors import TecError
 from tec.inputs import input_folder
 from tec.prober import MISFIT
+from tec.process import ToolError
 from tec.records import PROBE
 from tec.replay_inputs import ReplayInputs, write_replay_inputs
 from tec.session import Step
 from tec.steps import Steps, shown
+from tec.summary import is_resident
+from tec.trace_generator import statistics_file
 
 REPLAY = "replay"
 """The test of a whole replay."""
@@ -61,19 +64,45 @@ class ReplaySteps:
         return (*(word for pair in ours if pair[0] not in given for word in pair), *given)
 
     def decode(self, arm: str, number: int, placed: Placed) -> Step:
-        """Decode the tokens along the trace in round `number`."""
+        """Decode the tokens along the trace in round `number`.
+
+        Only the resident arm may turn out not to fit: without another one the stock engine would
+        look slower than it is.
+        """
         step = self._step(arm, placed.words, self.protocol.n_gen, placed.limit_mib)
-        misfit = MISFIT if step.expert_cache == "off" else None
-        return replace(step, test=REPLAY, round=number, tolerates=misfit)
+        parse = partial(
+            expert_bench.parse_replayed,
+            expert_cache=step.expert_cache,
+            statistics=statistics_file(self.inputs.trace),
+        )
+        step = replace(step, test=REPLAY, round=number, parse=parse)
+        if is_resident(arm):
+            return replace(step, tolerates=MISFIT)
+        return replace(step, explain=partial(self._unexpected, arm, placed.limit_mib))
+
+    def _unexpected(self, arm: str, limit_mib: int, error: ToolError) -> TecError | None:
+        """Return what to say of an arm that was found to fit and does not; None of other errors."""
+        if not MISFIT.search(error.said):
+            return None
+        study, row = self.steps.study.name, self.steps.row.name
+        return TecError(
+            f"arm {arm} was found to fit into {limit_mib} MiB of VRAM and ran out of them when it "
+            f"was measured: {error.what}",
+            f"row {row}, {error.where}",
+            f"raise protocols.replay.margin_mib in configs/studies/{study}.yaml, or delete "
+            f"results/{study}/kept/{row}.search.*.jsonl so that it is searched again",
+        )
 
     def probe(self, arm: str, words: Sequence[str], limit_mib: int) -> Step:
         """Decode a few tokens, to see whether the arm fits."""
         step = self._step(arm, words, min(PROBE_TOKENS, self.protocol.n_gen), limit_mib)
         return replace(step, test=PROBE, tolerates=MISFIT)
 
-    def whole(self, arm: str, number: int, words: Sequence[str]) -> Step:
-        """Decode the tokens without a limit, for parity; the result is that of a batch of one."""
-        step = self._step(arm, words, self.protocol.n_gen, None)
+    def whole(
+        self, arm: str, number: int, words: Sequence[str], limit_mib: int | None = None
+    ) -> Step:
+        """Decode the tokens, for parity; the result is that of a batch of one."""
+        step = self._step(arm, words, self.protocol.n_gen, limit_mib)
         asked = step.expert_cache
         parse = partial(expert_bench.parse_batches, expert_cache=asked, batches=(1,))
         return replace(step, test=REPLAY, round=number, parse=parse)

@@ -31,10 +31,11 @@ from tec.process import run_tool
 from tec.replica_blocks import BLOCKS
 from tec.replica_file import check_space, write_with_progress
 from tec.replica_plan import Plan, plan_tensors, read_plan, whole_metadata
+from tec.replica_weights import VERSION as DRAWN
 from tec.run_lock import hold
 
-_CODE = ("gguf_header.py", "miniature_weights.py", "replica*.py")
-"""Modules that decide a replica's bytes."""
+PLANNED = 1
+"""Version of the plans; to be raised when a row gets another one (tests/unit/test_versions.py)."""
 
 _TYPE = re.compile(
     r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*?\], +type = +(?P<old>\w+), size = +"
@@ -109,7 +110,7 @@ def identity(path: Path) -> str:
 
     It stands for the file's own hash, which takes longer to compute than the file to make.
     """
-    return _digest(read_plan(plan_file(path)).to_json(), _code())
+    return _digest(read_plan(plan_file(path)).to_json(), _drawn_by())
 
 
 def _plan(
@@ -221,14 +222,13 @@ def _key(row: Row, manifest: Manifest, layers: int | None) -> str:
     """Return the hash of what decides the replica's bytes, in hex; no tool has to run for it."""
     settings = row.model_dump(mode="json", include={"title", "shape", "replica"})
     engine = [manifest.digest, manifest.series_hash]
-    return _digest(settings, layers, engine, sha256_file(TOKENIZER), _code())[:KEY_DIGITS]
+    decides = (settings, layers, engine, sha256_file(TOKENIZER), PLANNED, _drawn_by())
+    return _digest(*decides)[:KEY_DIGITS]
 
 
-def _code() -> dict[str, str]:
-    """Return the hashes of the modules that decide a replica's bytes, and NumPy's version."""
-    folder = Path(__file__).parent
-    paths = sorted(path for pattern in _CODE for path in folder.glob(pattern))
-    return {path.name: sha256_file(path) for path in paths} | {"numpy": version("numpy")}
+def _drawn_by() -> dict[str, int | str]:
+    """Return the versions of what makes a replica's bytes of its plan."""
+    return {"replica": DRAWN, "numpy": version("numpy")}
 
 
 def _digest(*decides: object) -> str:

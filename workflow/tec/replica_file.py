@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument(
         "--no-sync",
         action="store_true",
-        help="do not wait until the disk has it: for a machine that is given back afterwards",
+        help="do not wait until the disk has the file",
     )
     options = parser.parse_args()
     try:

@@ -18,6 +18,7 @@ from tec.miniature_weights import Tensor
 from tec.replica_blocks import BLOCKS, BlockType
 
 VERSION = 1
+"""Of the file's form."""
 
 _WORDS = "tokenizer.ggml.tokens"
 _KINDS = "tokenizer.ggml.token_type"

@@ -20,6 +20,10 @@ from tec.miniature_weights import generate, stored_as
 from tec.replica_blocks import Raw
 from tec.replica_plan import Weights
 
+VERSION = 1
+"""Of the files that are made of plans: header, blocks and weights; to be raised when a plan gives
+other bytes (tests/unit/test_versions.py)."""
+
 PIECE = 2**20
 """Bytes that are drawn from one seed, about. They stay in a core's cache while they are made."""
 

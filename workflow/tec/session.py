@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tec.build import Manifest, portable
+from tec.card import FREE, explain_shortage
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
 from tec.gguf_file import ModelInfo
@@ -66,6 +67,8 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     tolerates: re.Pattern[str] | None = None
     """What the tool may end with an error about: the record then says that the arm does not fit."""
+    explain: Callable[[ToolError], TecError | None] | None = None
+    """Makes a better error of one with which the tool ends, where it knows more about it."""
 
     def settings(self) -> str:
         """Return the hash of what is run: arguments, variables, and the content of files read."""
@@ -196,9 +199,14 @@ class Session:
         try:
             finished = run_tool(step.command, step.environment, self.log, hold=(lock,))
         except ToolError as error:
-            if not (step.tolerates and step.tolerates.search(error.said)):
-                raise
-            return error.process, {"fits": False, "error": error.what}
+            if step.tolerates and step.tolerates.search(error.said):
+                return error.process, {"fits": False, "error": error.what}
+            if FREE.search(error.said):
+                search = self.kept.with_name(f"{self.model.row}.search.*.jsonl")
+                raise explain_shortage(error, search) from error
+            if step.explain and (better := step.explain(error)):
+                raise better from error
+            raise
         try:
             return finished.process, step.parse(finished)
         except TecError as error:

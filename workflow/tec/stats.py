@@ -70,10 +70,23 @@ def paired_ratio(numerator: Mapping[int, float], denominator: Mapping[int, float
     return Interval(value, float(lo), float(hi), len(rounds))
 
 
+def decode_steps(result: Mapping[str, Any], what: str) -> list[int]:
+    """Return a value of every decode step of an expert-bench result, prompts in order [n_step].
+
+    A prompt's first token comes from the prompt's own logits and is no decode step, unless the
+    tokens are given (`--forced`): then every one is decoded.
+
+    Args:
+        result: one line of the tool.
+        what: the key of the values: `token_ns`, `hits` or `misses`.
+    """
+    first = 0 if result.get("forced") else 1
+    return [value for prompt in result["prompts"] for value in prompt[what][first:]]
+
+
 def decode_ns(result: Mapping[str, Any]) -> Floats:
     """Return the time of every decode step of an expert-bench result, prompts in order [n_step]."""
-    steps = [ns for prompt in result["prompts"] for ns in prompt["token_ns"][1:]]
-    return np.asarray(steps, dtype=np.float64)
+    return np.asarray(decode_steps(result, "token_ns"), dtype=np.float64)
 
 
 def steady_slice(n_steps: int) -> slice:

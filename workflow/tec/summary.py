@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from tec.errors import TecError
 from tec.expert_bench import ExpertBench
 from tec.gguf_file import ModelInfo
 from tec.llama_bench import LlamaBench
 from tec.records import PROBE, Evidence, Protocol, Record
-from tec.stats import cold_tps, steady_tps
+from tec.stats import Interval, cold_tps, paired_ratio, steady_tps
 
 Role = Literal["baseline", "aa", "tec", "resident"]
 
 RESIDENT = "resident"
 """Name of the arm that holds the whole model in VRAM: the ceiling, not a baseline."""
+
+
+def is_resident(arm: str) -> bool:
+    """Say whether an arm is the resident one or its A/A twin: that it does not fit is no wonder."""
+    return arm.removesuffix("-aa") == RESIDENT
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class ArmSummary:
     """Bytes per second from pinned host memory to the device, median of the arm's processes."""
     command: tuple[str, ...] = ()
     """Of the first process."""
+    settings: str = ""
+    """Hash of what is run; that of an arm and its A/A twin is the same."""
 
     @property
     def tg_tps(self) -> float:
@@ -69,13 +77,24 @@ def summarise(records: Iterable[Record]) -> list[ArmSummary]:
 
     Rows and protocols come in the order of the records; arms without a cache come first, then by
     capacity.
+
+    Raises:
+        TecError: an arm other than the resident one was measured and did not fit.
     """
     groups: dict[tuple[str, Protocol], dict[str, list[Record]]] = {}
     for record in records:
-        if record.protocol not in _PROTOCOLS or record.test == PROBE or not record.fits:
+        if record.protocol not in _PROTOCOLS or record.test == PROBE:
             continue
-        arms = groups.setdefault((record.row, record.protocol), {})
-        arms.setdefault(record.arm, []).append(record)
+        if record.fits:
+            arms = groups.setdefault((record.row, record.protocol), {})
+            arms.setdefault(record.arm, []).append(record)
+        elif not is_resident(record.arm):
+            raise TecError(
+                f"arm {record.arm} did not fit when it was measured: {record.result['error']}",
+                f"study {record.study}, row {record.row}, {record.protocol}",
+                f"move results/{record.study}/kept/{record.row}.{record.protocol}.*.jsonl away, "
+                "raise protocols.replay.margin_mib, and measure again",
+            )
     return [summary for arms in groups.values() for summary in _summarise_arms(arms)]
 
 
@@ -135,6 +154,7 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
         bytes_per_token=sum(run.bytes_moved for run in runs.values()) / tokens if cached else None,
         bandwidth=median(copied) if copied else None,
         command=first.command,
+        settings=first.key.settings,
     )
 
 
@@ -156,6 +176,7 @@ def _from_llama_bench(records: Sequence[Record], role: Role) -> ArmSummary:
             sum(run.expert_cache_misses for run in decodes),
         ),
         capacity=decodes[0].capacity,
+        settings=first.key.settings,
     )
 
 
@@ -184,6 +205,13 @@ def fastest(arms: Iterable[ArmSummary], role: Role) -> ArmSummary | None:
     return max(chosen, key=lambda arm: arm.tg_tps, default=None)
 
 
+def noise(arm: ArmSummary, group: Iterable[ArmSummary]) -> Interval | None:
+    """Return the ratio of an arm's A/A twin, which has the same settings, to it; None without."""
+    twins = (a for a in group if a.role == "aa" and a.settings == arm.settings)
+    twin = next(twins, None)
+    return paired_ratio(twin.tg, arm.tg) if twin else None
+
+
 def within(arms: Iterable[ArmSummary], limit_bytes: int | None) -> list[ArmSummary]:
     """Return the arms that had no more VRAM than so much; all where nothing was limited."""
     return [
@@ -196,7 +224,8 @@ def within(arms: Iterable[ArmSummary], limit_bytes: int | None) -> list[ArmSumma
 def best_baseline(tec: ArmSummary, group: Iterable[ArmSummary]) -> ArmSummary | None:
     """Return the fastest arm of the stock engine that had no more VRAM than a cached arm.
 
-    The resident arm is one of them where the limit holds the whole model.
+    The resident arm is none of them: where the limit holds the whole model, the searched arms have
+    all of it on the GPU too.
     """
     return fastest(within(group, tec.limit_bytes), "baseline")
 

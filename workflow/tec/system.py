@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tec.quantities import GIB, Bytes, Count, Megatransfers, describe
 
 _MIB = 1024**2
+_CPUS = Path("/sys/devices/system/cpu")
 _GPU_QUERY = (
     "name",
     "memory.total",
@@ -117,6 +118,17 @@ def _usable_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may use; hardware threads share them."""
+    usable = _usable_threads()
+    if hasattr(os, "sched_getaffinity"):
+        folders = (_CPUS / f"cpu{number}/topology" for number in os.sched_getaffinity(0))
+        siblings = {_read(folder / "thread_siblings_list") for folder in folders}
+        if None not in siblings:
+            return len(siblings)
+    return min(psutil.cpu_count(logical=False) or usable, usable)
 
 
 def _ram_speed() -> int | None:

@@ -23,9 +23,11 @@ from tec.summary import (
     bound_tps,
     fastest,
     grouped,
+    noise,
     summarise,
 )
 from tec.table import Column, Table, Value, digits, percent, write_tables
+from tec.traces_table import LRU, traces_table
 
 TABLES = {
     "main": "row,arch,quant,size_gib,baseline_arm,baseline_tps,tec_arm,tec_tps,speedup,"
@@ -39,6 +41,7 @@ TABLES = {
 """Table -> the columns that other tools read."""
 REPLAY_TABLES = {
     "baselines": "row,protocol,vram_limit_gib,arm,flag,value,refused,tg_tps,outcome,evidence",
+    "traces": "row,profile,source,seed,tokens,next_token,within_8," + ",".join(LRU),
 }
 """The same for the rows that have the protocol `replay`."""
 LOCALITY_TABLES = {
@@ -53,14 +56,14 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
     """Every arm under every protocol: throughput and hit rate against capacity."""
     return Table(
         name="capacity",
-        caption="Throughput and hit rate against capacity (slots per layer).",
+        caption="Throughput and hit rate against capacity (slots per layer)." + _drawn(arms),
         keys=(
             *("row", "arm", "protocol", "capacity", "capacity_share", "vram_gib"),
             *("tg_tps", "pp_tps", "hit_rate", "resident_tps", "bound_tps", "evidence"),
             *("n_expert", "tg_tps_lo", "tg_tps_hi", "cold_tps", "steady_tps", "rounds"),
             *("cold_steps", "variant", "vram_limit_gib", "resident_share", "bound_share"),
             *("misses_per_token", "mib_per_token", "bandwidth_gbs", "baseline_arm", "baseline_tps"),
-            *("speedup", "speedup_lo", "speedup_hi"),
+            *("speedup", "speedup_lo", "speedup_hi", "aa_arm", "aa_lo", "aa_hi"),
         ),
         columns=(
             Column("row", "row"),
@@ -79,6 +82,12 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
         ),
         rows=tuple(_capacity_row(arm, group) for group in grouped(arms) for arm in group),
     )
+
+
+def _drawn(arms: Iterable[ArmSummary]) -> str:
+    if not any(arm.protocol == "replay" for arm in arms):
+        return ""
+    return " With the input replay the hit rate comes from a generated trace (table traces)."
 
 
 def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Value]:
@@ -115,28 +124,37 @@ def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Val
 
 
 def _against_baseline(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Value]:
-    """Return the best stock arm within a cached arm's VRAM and the ratio to it, on a GPU only."""
+    """Return the best stock arm within a cached arm's VRAM and the ratio to it, on a GPU only.
+
+    Beside it the A/A noise of a stock arm at limits, which may be another one.
+    """
     limited = arm.role == "tec" and arm.limit_bytes is not None
     baseline = best_baseline(arm, group) if limited else None
     gpu = baseline is not None and arm.evidence == "gpu"
     ratio = paired_ratio(arm.tg, baseline.tg) if baseline and gpu else None
+    stock = [other for other in group if other.role == "baseline"] if ratio else []
+    twins = next(((a.arm, found) for a in stock if (found := noise(a, group))), None)
     return {
         "baseline_arm": baseline.arm if baseline else None,
         "baseline_tps": baseline.tg_tps if baseline else None,
         "speedup": ratio.value if ratio else None,
         "speedup_lo": ratio.lo if ratio else None,
         "speedup_hi": ratio.hi if ratio else None,
+        "aa_arm": twins[0] if twins else None,
+        "aa_lo": twins[1].lo if twins else None,
+        "aa_hi": twins[1].hi if twins else None,
     }
 
 
 def overhead_table(arms: Sequence[ArmSummary]) -> Table:
-    """The cost of the mechanism: every cached arm as a ratio to the cache off, beside A/A noise."""
+    """The cost of the mechanism: cached arms as ratios to `_reference`, beside A/A noise."""
     rows = [row for group in grouped(arms) for row in _overhead_rows(group)]
     return Table(
         name="overhead",
         caption=(
-            "Decoding with the cache as a ratio to the cache off, geometric mean of paired rounds "
-            "with its 95 % bootstrap interval; A/A is the same for two identical arms."
+            "Decoding with the cache as a ratio to the cache off or, where VRAM is limited, to the "
+            "resident arm; geometric mean of paired rounds with its 95 % bootstrap interval; A/A "
+            "is the same for two identical arms."
         ),
         keys=(
             *("row", "arm", "protocol", "ratio_to_off", "lo", "hi", "aa_lo", "aa_hi"),
@@ -146,7 +164,8 @@ def overhead_table(arms: Sequence[ArmSummary]) -> Table:
             Column("row", "row"),
             Column("protocol", "input"),
             Column("arm", "arm"),
-            Column("ratio_to_off", "ratio to off", digits(3), timed=True),
+            Column("off_arm", "to"),
+            Column("ratio_to_off", "ratio", digits(3), timed=True),
             Column("lo", "from", digits(3), timed=True),
             Column("hi", "to", digits(3), timed=True),
             Column("aa_lo", "A/A from", digits(3), timed=True),
@@ -161,10 +180,8 @@ def _overhead_rows(arms: Sequence[ArmSummary]) -> list[dict[str, Value]]:
     off = _reference(arms)
     if off is None:
         return []
-    twin = next((arm for arm in arms if arm.role == "aa" and arm.capacity is None), None)
-    noise = paired_ratio(twin.tg, off.tg) if twin else None
-    cached = [arm for arm in arms if arm.role == "tec"]
-    return [_overhead_row(arm, off, noise) for arm in cached]
+    twins = noise(off, arms)
+    return [_overhead_row(arm, off, twins) for arm in arms if arm.role == "tec"]
 
 
 def _reference(arms: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -175,7 +192,7 @@ def _reference(arms: Sequence[ArmSummary]) -> ArmSummary | None:
     return next((arm for arm in baselines if arm.arm == "off"), baselines[0] if baselines else None)
 
 
-def _overhead_row(arm: ArmSummary, off: ArmSummary, noise: Interval | None) -> dict[str, Value]:
+def _overhead_row(arm: ArmSummary, off: ArmSummary, twins: Interval | None) -> dict[str, Value]:
     ratio = paired_ratio(arm.tg, off.tg)
     return {
         "row": arm.row,
@@ -184,8 +201,8 @@ def _overhead_row(arm: ArmSummary, off: ArmSummary, noise: Interval | None) -> d
         "ratio_to_off": ratio.value,
         "lo": ratio.lo,
         "hi": ratio.hi,
-        "aa_lo": noise.lo if noise else None,
-        "aa_hi": noise.hi if noise else None,
+        "aa_lo": twins.lo if twins else None,
+        "aa_hi": twins.hi if twins else None,
         "evidence": arm.evidence,
         "rounds": ratio.n,
         "off_arm": off.arm,
@@ -205,7 +222,11 @@ def parity_table(rows: Iterable[Sequence[Verdict] | Failure]) -> Table:
             lines += [verdict.model_dump(include=set(keys)) for verdict in row]
     return Table(
         name="parity",
-        caption="Parity: equality of outputs between the cached arms and the cache off.",
+        caption=(
+            "Parity: equality of outputs between the cached arms and the reference, which is the "
+            "cache off or, of a replica, the stock engine with every expert on the GPU, resident "
+            "or streamed."
+        ),
         keys=keys,
         columns=tuple(Column(key, key) for key in shown),
         rows=tuple(lines),
@@ -249,6 +270,6 @@ def _tables(options: argparse.Namespace) -> None:
         overhead_table(arms),
         parity_table(verdicts),
         rows_table(models, judged, failures, order),
-        *([baselines_table(records)] if options.baselines else []),
+        *([baselines_table(records), traces_table(records)] if options.baselines else []),
     )
     write_tables(tables, options.out)

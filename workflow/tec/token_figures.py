@@ -27,7 +27,7 @@ from tec.figure_style import (
     percent_axis,
 )
 from tec.records import Record
-from tec.stats import COLD_STEPS, Floats, decode_ns, latency_curve, steady_slice
+from tec.stats import COLD_STEPS, Floats, decode_ns, decode_steps, latency_curve, steady_slice
 
 _COLD_SHOWN = 4 * COLD_STEPS
 """Decode steps of a process that the cold-start figure shows."""
@@ -124,15 +124,10 @@ def _cold_lines(times: Axes, hits: Axes, runs: Sequence[Record], look: Look) -> 
 
 def _hit_rate_by_step(runs: Sequence[Record]) -> Floats | None:
     """Return hits / (hits + misses) of every decode step, over processes; None with cache off."""
-    steps = [[_decode_steps(record, what) for record in runs] for what in ("hits", "misses")]
+    steps = [[decode_steps(record.result, what) for record in runs] for what in ("hits", "misses")]
     hits, misses = np.asarray(steps, dtype=np.float64).sum(axis=1)
     asked = hits + misses
     return hits / asked if asked.all() else None
-
-
-def _decode_steps(record: Record, what: str) -> list[int]:
-    """Return a value per decode step; each prompt's first token is not decoded and left out."""
-    return [value for prompt in record.result["prompts"] for value in prompt[what][1:]]
 
 
 def _steady_ms(runs: Sequence[Record]) -> Floats:

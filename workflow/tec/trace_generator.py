@@ -30,6 +30,9 @@ from tec.trace_statistics import statistics
 Stacks = NDArray[np.int32]
 """Experts by their last use, the latest first [layers, n_expert]."""
 
+VERSION = 1
+"""Of the way traces are drawn; to be raised when the same arguments give another trace."""
+
 _DEFAULT_TOKENS = 1024
 
 

@@ -23,6 +23,9 @@ from tec.nearest import suggestion
 
 Shares = NDArray[np.float64]
 
+VERSION = 1
+"""Of the profiles and what follows from them; to be raised when other places are as likely."""
+
 
 @dataclass(frozen=True)
 class Profile:

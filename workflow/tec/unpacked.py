@@ -119,6 +119,7 @@ def check_once(pack: Path, manifest: Manifest, again: bool = False) -> None:
     stamp, identity = pack / CHECKED, sha256_file(pack / MANIFEST)
     if not again and stamp.is_file() and stamp.read_text() == identity:
         return
+    stamp.unlink(missing_ok=True)  # whatever is found from here on, it is not known to be whole
     progress = Progress(f"checking the pack ({len(manifest.members)} files)")
     try:
         check_members(pack, manifest.members, progress.update)

@@ -14,6 +14,7 @@ from tec.errors import TecError
 from tec.inputs import INPUTS
 from tec.outcome import Failure, read_records_or_failure
 from tec.paths import RESULTS
+from tec.records import PROBE
 from tec.selection import Selection, add_study_arguments, select_study
 from tec.tables import LOCALITY_TABLES, REPLAY_TABLES, TABLES
 from tec.verdicts import ENFORCED, PAST
@@ -34,6 +35,7 @@ def problems(selection: Selection, results: Path) -> Iterator[str]:
     if traced := [row for row in selection.rows if "locality" in selection.protocols(row)]:
         yield from _locality(results, traced)
     yield from _parity(results / "tables", selection)
+    yield from _replayed(results, selection)
     yield from _speedups(results / "tables" / "main.csv", selection.rows)
     figures = sorted((results / "figures").glob("*.*"))
     if not figures:
@@ -112,6 +114,22 @@ def _parity(tables: Path, selection: Selection) -> Iterator[str]:
                     line["verdict"] == "pass" or _is_too_big(line, models) for line in of_check
                 ):
                     yield f"{path}: {row} has no passed verdict '{check}' for batch {batch}"
+
+
+def _replayed(results: Path, selection: Selection) -> Iterator[str]:
+    """Yield arms with the cache on that were measured along a trace and never checked bitwise."""
+    path = results / "tables" / "parity.csv"
+    checked = {(line["row"], line["arm"]) for line in _rows(path) if line["check"] == "bitwise"}
+    for row in selection.rows:
+        file = results / "runs" / f"{row}.replay.jsonl"
+        records = read_records_or_failure(file) if file.is_file() else []
+        for arm in dict.fromkeys(
+            record.arm
+            for record in (records if isinstance(records, list) else [])
+            if record.test != PROBE and record.expert_cache != "off"
+        ):
+            if (row, arm) not in checked:
+                yield f"{path}: {row} {arm} has a replay and no verdict 'bitwise'"
 
 
 def _is_served_elsewhere(

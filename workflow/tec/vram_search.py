@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+VERSION = 1
+"""Of the search, `tec.placement` included; to be raised when it finds other limits or options."""
+
 Loads = Callable[[int], bool]
 """Load so many layers and say whether they fit; called once for each number."""
 

@@ -131,10 +131,6 @@ ggml_tensor * llama_expert_view::get(const ggml_tensor * t) const {
 // of an expert: gate, up and down weights, biases and scales
 static constexpr size_t MAX_TENSORS = 9;
 
-// On GPUs, products of more tokens are computed by kernels whose order of sums depends on how many experts the tensor
-// has: with the slots in place of all experts, results would differ in the last bits from those without the cache.
-static constexpr int32_t MAX_TOKENS_IN_SLOTS = 8;
-
 // the dimension of a tensor that counts experts: weights have 3, biases 2, scales 1
 static int expert_dim(const ggml_tensor * t) {
     return ggml_n_dims(t) - 1;
@@ -172,7 +168,8 @@ llama_expert_cache::llama_expert_cache(
         const std::vector<ggml_backend_ptr> & backends) :
     requested(params.expert_cache_capacity),
     n_expert_used(model.hparams.n_expert_used_max()),
-    n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0) {
+    n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0),
+    n_ubatch(params.n_ubatch) {
     if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
         throw std::runtime_error("expert cache: unknown policy");
     }
@@ -212,6 +209,10 @@ static bool is_cpu(ggml_backend_dev_t dev) {
 static bool dev_has_expert_cache(ggml_backend_dev_t dev) {
     // the slots of a split tensor would need a split store
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
+        return false;
+    }
+    // some back ends say yes to any operation, but these come with addresses of this process
+    if (!is_cpu(dev) && !ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_store_map")) {
         return false;
     }
 
@@ -272,6 +273,18 @@ static std::vector<ggml_tensor *> present(std::initializer_list<ggml_tensor *> t
     return result;
 }
 
+// products of more tokens could have other bits with the slots in place of all experts
+static int32_t max_tokens_in_slots(ggml_backend_dev_t dev, const std::vector<ggml_tensor *> & exps) {
+    const auto max_tokens = (ggml_backend_expert_cache_max_tokens_t)
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_cache_max_tokens");
+
+    int32_t result = INT32_MAX;
+    for (const ggml_tensor * t : exps) {
+        result = max_tokens ? std::min(result, max_tokens(t->type)) : result;
+    }
+    return result;
+}
+
 void llama_expert_cache::collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type) {
     const bool have_gpu = std::any_of(backends.begin(), backends.end(), [](const ggml_backend_ptr & backend) {
         const auto type = ggml_backend_dev_type(ggml_backend_get_device(backend.get()));
@@ -307,6 +320,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
             reasons.insert(why);
             continue;
         }
+        cur.max_tokens = max_tokens_in_slots(cur.dev, exps);
         for (const auto & tensors : { exps, biases, scales }) {
             for (ggml_tensor * t : tensors) {
                 cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), store.map(cur.dev, t) });
@@ -367,23 +381,16 @@ size_t llama_expert_cache::slot_bytes() const {
 
 // steps of more tokens do not use the slots
 int32_t llama_expert_cache::batch_limit() const {
-    const bool on_cpu = std::all_of(layers.begin(), layers.end(), [](const layer & l) { return is_cpu(l.dev); });
-    const int32_t fit = (n_slots - n_pinned)/n_expert_used;
-    return on_cpu ? fit : std::min(fit, MAX_TOKENS_IN_SLOTS);
+    int32_t result = (n_slots - n_pinned)/n_expert_used;
+    for (const auto & l : layers) {
+        result = std::min(result, l.max_tokens);
+    }
+    return result;
 }
 
 // host memory that can be had without swapping, of the machine and of the container; SIZE_MAX where nothing tells
 static size_t host_memory_available() {
-    size_t result = SIZE_MAX;
-
-    std::ifstream meminfo("/proc/meminfo");
-    std::string   name;
-    size_t        kib = 0;
-    while (meminfo >> name >> kib && meminfo.ignore(64, '\n')) {
-        if (name == "MemAvailable:") {
-            result = kib*1024;
-        }
-    }
+    size_t result = llama_meminfo("MemAvailable");
 
     std::ifstream cgroup_max("/sys/fs/cgroup/memory.max");
     std::ifstream cgroup_current("/sys/fs/cgroup/memory.current");
@@ -405,14 +412,27 @@ static size_t free_memory(ggml_backend_dev_t dev) {
     return is_cpu(dev) ? std::min(free, host_memory_available()) : free;
 }
 
+// what the product of a prompt with weights that are not quantised sorts its rows in, once for all layers
+size_t llama_expert_cache::prompt_scratch(const layer & l) const {
+    size_t result = 0;
+    for (const auto & w : l.exps) {
+        if (expert_dim(w.store) == 2 && !ggml_is_quantized(w.store->type)) {
+            const size_t row = w.store->ne[0]*ggml_type_size(w.store->type) + w.store->ne[1]*sizeof(float);
+            result = std::max(result, n_ubatch*n_expert_used*row);
+        }
+    }
+    return is_cpu(l.dev) ? 0 : 128u*1024*1024 + result;
+}
+
 // the same for every layer; the slots that the cache has already count as free
 int32_t llama_expert_cache::capacity_that_fits() const {
-    // room for the state of the cache, padding, and what drivers allocate late, such as the code of kernels
-    const size_t margin = 256u*1024*1024;
+    // room for the state of the cache, padding, and what is allocated late, such as the code of kernels
+    size_t margin = 256u*1024*1024;
 
     std::map<ggml_backend_dev_t, size_t> per_slot;
     for (const auto & l : layers) {
         per_slot[l.dev] += l.expert_bytes();
+        margin = std::max(margin, prompt_scratch(l));
     }
 
     int32_t result = n_expert;
@@ -428,6 +448,8 @@ bool llama_expert_cache::resize() {
     if (!asked && engaged()) {
         reason = "the model computes its experts in a way of its own";
         layers.clear();
+        cached.clear();
+        store.clear();
         ctxs_bufs.clear();
         n_slots     = 0;
         status_json = info().json();
@@ -562,7 +584,7 @@ llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * sel
     llama_expert_view result;
 
     const int32_t pinned = std::min(n_pinned, l->n_listed);
-    if (ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && (is_cpu(l->dev) || selected->ne[1] <= MAX_TOKENS_IN_SLOTS)) {
+    if (ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && selected->ne[1] <= l->max_tokens) {
         ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
         if (ggml_backend_dev_supports_op(l->dev, slots)) {
             result.ids = l->build_fill(ctx, slots);
@@ -671,7 +693,7 @@ llama_expert_cache_info llama_expert_cache::info() const {
     for (const auto & l : layers) {
         result.expert_bytes = std::max(result.expert_bytes, l.expert_bytes());
         result.by_host      = result.by_host || !l.mapped();
-        result.gathers      = !is_cpu(l.dev) && !result.by_host;
+        result.gathers      = result.gathers || (!is_cpu(l.dev) && l.mapped());
         result.store_bytes += l.n_expert()*l.expert_bytes();
         result.devices.insert(ggml_backend_dev_name(l.dev));
     }

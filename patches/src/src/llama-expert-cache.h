@@ -120,6 +120,8 @@ private:
         std::vector<int32_t> order;    // experts, in the order in which they get slots; the first n_pinned are pinned
         int32_t              n_listed; // how many of them the pin list names
 
+        int32_t max_tokens; // steps of more do not use the slots
+
         ggml_expert_cache_state state;
 
         int32_t n_expert()     const { return exps[0].store->ne[2]; }
@@ -136,12 +138,14 @@ private:
     llama_expert_cache_info info() const;
 
     int32_t capacity_that_fits() const;
+    size_t  prompt_scratch(const layer & l) const;
     int32_t batch_limit() const;
     size_t  slot_bytes() const;
 
     const int32_t     requested; // LLAMA_EXPERT_CACHE_AUTO or the number of slots
     const int32_t     n_expert_used;
     const int32_t     n_pinned_requested; // negative = half of the slots
+    const size_t      n_ubatch;
     int32_t           n_expert = 0;
     int32_t           n_slots  = 0;
     int32_t           n_pinned = 0;

@@ -2,9 +2,14 @@
 
 #include "ggml-backend.h"
 
+#include <cstddef>
 #include <map>
+#include <utility>
 
 struct ggml_tensor;
+
+// bytes of a field of /proc/meminfo, SIZE_MAX where there is none
+size_t llama_meminfo(const char * field);
 
 // Host memory of the experts, mapped so that the device of their layer can read it.
 class llama_expert_store {
@@ -15,11 +20,14 @@ public:
     llama_expert_store(const llama_expert_store &) = delete;
     llama_expert_store & operator=(const llama_expert_store &) = delete;
 
-    // address at which the device reads the data of a tensor, or null if its memory cannot be mapped
+    // address at which the device reads the data of a tensor, or null if it cannot
     const void * map(ggml_backend_dev_t dev, const ggml_tensor * tensor);
 
     // bytes that were mapped, with everything else that is in the buffers of the experts
     size_t size() const;
+
+    // unmaps all
+    void clear();
 
 private:
     const char * map_buffer(ggml_backend_dev_t dev, ggml_backend_buffer_t buffer);
@@ -29,5 +37,5 @@ private:
         ggml_backend_reg_t reg;
     };
 
-    std::map<ggml_backend_buffer_t, mapping> mappings;
+    std::map<std::pair<ggml_backend_dev_t, ggml_backend_buffer_t>, mapping> mappings;
 };

@@ -106,6 +106,10 @@ GGML_API struct ggml_tensor * ggml_expert_gather(
 typedef void * (*ggml_backend_expert_store_map_t)  (void * base, size_t size);
 typedef void   (*ggml_backend_expert_store_unmap_t)(void * base);
 
+// "ggml_backend_expert_cache_max_tokens": up to how many tokens ggml_mul_mat_id of a type gives the same bits however many
+// experts the tensor has. Kernels for more tokens may split their sums by the number of experts.
+typedef int    (*ggml_backend_expert_cache_max_tokens_t)(enum ggml_type type);
+
 #ifdef  __cplusplus
 }
 #endif

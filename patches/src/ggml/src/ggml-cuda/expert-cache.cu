@@ -1,5 +1,7 @@
 #include "expert-cache.cuh"
 
+#include "mmvq.cuh"
+
 #include "../ggml-expert-cache-impl.h"
 
 #if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
@@ -14,9 +16,11 @@ bool   ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context &, const ggml
 bool   ggml_cuda_expert_fill_needs_sync(const ggml_tensor *) { return false; }
 void * ggml_backend_cuda_expert_store_map(void *, size_t) { return nullptr; }
 void   ggml_backend_cuda_expert_store_unmap(void *) {}
+int    ggml_backend_cuda_expert_cache_max_tokens(ggml_type) { return 0; }
 
 #else
 
+#include <algorithm>
 #include <climits>
 #include <map>
 #include <mutex>
@@ -151,7 +155,9 @@ static size_t step_state_size(const resolve_args & args) {
     return args.n_slots*sizeof(int64_t) + (args.n_expert + 3*args.n_ids)*sizeof(int32_t);
 }
 
-// Reads the state as the last step left it. That step is over, so there is no need to wait for the kernel before this one.
+// Reads the state as the last step left it, before the kernel waits for its predecessor. Kernels that let their successor
+// start early before they wait themselves can form a chain, so this is safe only because some kernel between two resolves
+// of a layer does not: the products with the experts never do.
 static __device__ step_state load_state(const resolve_args & args, int64_t * shared) {
     step_state step;
     step.stamp  = shared;
@@ -284,6 +290,7 @@ static __device__ void write_state(const resolve_args & args, const step_state &
 static __device__ bool is_last_block(const resolve_args & args) {
     int n_before = 0;
     if (threadIdx.x == 0) {
+        __threadfence(); // what the block has read it read before
         n_before = atomicAdd(&args.fills[1], 1);
     }
     const bool last = __shfl_sync(0xFFFFFFFF, n_before, 0, WARP_SIZE) == (int) gridDim.x - 1;
@@ -517,6 +524,16 @@ bool ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context & ctx, const gg
 
 bool ggml_cuda_expert_fill_needs_sync(const ggml_tensor * op) {
     return op->op == GGML_OP_EXPERT_FILL && !ggml_expert_fill_mapped(op);
+}
+
+int ggml_backend_cuda_expert_cache_max_tokens(ggml_type type) {
+    int result = MMVQ_MAX_BATCH_SIZE;
+    if (ggml_is_quantized(type)) {
+        for (int id = 0; id < ggml_cuda_info().device_count; ++id) {
+            result = std::min(result, get_mmvq_mmid_max_batch(type, ggml_cuda_info().devices[id].cc));
+        }
+    }
+    return result;
 }
 
 //

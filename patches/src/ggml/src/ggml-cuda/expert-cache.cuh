@@ -18,3 +18,6 @@ bool ggml_cuda_expert_fill_needs_sync(const ggml_tensor * op);
 // see ggml_backend_expert_store_map_t
 void * ggml_backend_cuda_expert_store_map(void * base, size_t size);
 void   ggml_backend_cuda_expert_store_unmap(void * base);
+
+// see ggml_backend_expert_cache_max_tokens_t
+int ggml_backend_cuda_expert_cache_max_tokens(enum ggml_type type);
