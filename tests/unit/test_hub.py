@@ -334,7 +334,7 @@ def test_killed_in_the_middle_and_continued(machine: Machine) -> None:
 
 def test_interrupted_by_the_user(machine: Machine) -> None:
     machine.hub.troubles = [Trouble("file", hold_after=SIZE // 3)]
-    process = machine.start("fetch", ROW, HF_HUB_DOWNLOAD_TIMEOUT="60")
+    process = machine.start("fetch", ROW, HF_HUB_DOWNLOAD_TIMEOUT="5")
     assert process.stderr is not None
     while process.stderr.readline() not in ("fetching ...\n", ""):
         pass
