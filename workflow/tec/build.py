@@ -8,7 +8,7 @@ import re
 import shutil
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -170,24 +170,8 @@ def build(target: str, jobs: int, wanted: Sequence[str], manifest: Path) -> Mani
         _compile(folder, target, wanted, jobs, lock)
     finally:
         os.close(lock)
-    made = Manifest(
-        target=target,
-        commit=pin.commit,
-        digest=pin.digest,
-        series_hash=series_hash,
-        build_type="Release",
-        compiler=compiler(folder, "CXX") or "unknown",
-        cuda=compiler(folder, "CUDA"),
-        cmake_args=arguments,
-        bin_dir=folder / "bin",
-        binaries={name: _binary(folder, folder / "bin" / name) for name in wanted},
-        libraries={
-            path.name: _binary(folder, path)
-            for path in sorted((folder / "bin").glob("lib*"))
-            if path.is_file() and not path.is_symlink()
-        },
-        seconds=round(time.monotonic() - started, 1),
-    )
+    seconds = round(time.monotonic() - started, 1)
+    made = describe(folder, target, series_hash, arguments, wanted, seconds)
     write_atomically(manifest, made.model_dump_json(indent=2) + "\n")
     return made
 
@@ -280,6 +264,48 @@ def compiler(folder: Path, language: str) -> str | None:
         name = values.get(f"CMAKE_{language}_COMPILER_ID")
         return f"{name} {values.get(f'CMAKE_{language}_COMPILER_VERSION')}"
     return None
+
+
+def describe(
+    folder: Path,
+    target: str,
+    series_hash: str,
+    arguments: Sequence[str],
+    programs: Iterable[str],
+    seconds: float = 0,
+    by_hand: bool = False,
+) -> Manifest:
+    """Return the manifest of a build of the pinned source.
+
+    Args:
+        folder: cmake's; `bin` has the programs, and the libraries, which are all in the manifest.
+        target: one of `tec.config.TARGETS`.
+        series_hash: of the series that is on the source.
+        arguments: cmake's.
+        programs: names of those that the manifest vouches for.
+        seconds: what the build took.
+        by_hand: it was not made by `tec build`.
+    """
+    pin, programs_folder = load_pin(), folder / "bin"
+    return Manifest(
+        target=target,
+        commit=pin.commit,
+        digest=pin.digest,
+        series_hash=series_hash,
+        build_type="Release",
+        compiler=compiler(folder, "CXX") or "unknown",
+        cuda=compiler(folder, "CUDA"),
+        cmake_args=list(arguments),
+        bin_dir=programs_folder,
+        binaries={name: _binary(folder, programs_folder / name) for name in programs},
+        libraries={
+            path.name: _binary(folder, path)
+            for path in sorted(programs_folder.glob("lib*"))
+            if path.is_file() and not path.is_symlink()
+        },
+        seconds=seconds,
+        by_hand=by_hand,
+    )
 
 
 def _binary(folder: Path, path: Path) -> Binary:

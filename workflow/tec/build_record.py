@@ -9,11 +9,12 @@ pinned one with the series of this repository, still as it was when it was compi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from tec.build import Binary, Manifest, cmake_arguments, compiler
+from tec.build import Manifest, cmake_arguments, describe
 from tec.errors import TecError
-from tec.files import sha256_file, write_atomically
+from tec.files import write_atomically
 from tec.patches import check_patched
 from tec.paths import PATCHED_TREE
 from tec.pin import load_pin
@@ -27,31 +28,20 @@ def record(folder: Path, target: str) -> Manifest:
     Raises:
         TecError: the measuring program is not there, or it was built from another source.
     """
+    folder = folder.resolve()
     programs = folder / "bin"
     if not (programs / _NEEDED).is_file():
         raise TecError(
             f"there is no {_NEEDED}", programs, f"cmake --build {folder} --target {_NEEDED}"
         )
-    series_hash, pin = _checked_source(folder), load_pin()
-    files = [path for path in sorted(programs.iterdir()) if path.is_file()]
-    made = {
-        path.name: Binary(path=path.relative_to(folder), sha256=sha256_file(path))
-        for path in files
-        if not path.is_symlink()
-    }
-    return Manifest(
-        target=target,
-        commit=pin.commit,
-        digest=pin.digest,
-        series_hash=series_hash,
-        build_type="Release",
-        compiler=compiler(folder, "CXX") or "unknown",
-        cuda=compiler(folder, "CUDA"),
-        cmake_args=_arguments(folder, target, pin.commit),
-        bin_dir=programs.resolve(),
-        binaries={name: file for name, file in made.items() if name.startswith("llama-")},
-        libraries={name: file for name, file in made.items() if name.startswith("lib")},
-        seconds=0,
+    cache = _cache(folder)
+    made = (path for path in programs.glob("llama-*") if path.is_file() and not path.is_symlink())
+    return describe(
+        folder,
+        target,
+        series_hash=_checked_source(folder, cache),
+        arguments=_arguments(cache, target),
+        programs=sorted(path.name for path in made),
         by_hand=True,
     )
 
@@ -64,19 +54,18 @@ def adopt(folder: Path, target: str, manifest: Path) -> Manifest:
         target: one of `tec.config.TARGETS`.
         manifest: JSON file.
     """
-    made = record(folder.resolve(), target)
+    made = record(folder, target)
     write_atomically(manifest, made.model_dump_json(indent=2) + "\n")
     return made
 
 
-def _checked_source(folder: Path) -> str:
-    """Return the hash of the series that is on the source of a build.
+def _checked_source(folder: Path, cache: Mapping[str, str]) -> str:
+    """Return the hash of the series that is on the source of a build, which its cache names.
 
     Raises:
         TecError: the source is not the pinned one with the series; it is gone, or not known; or
             the build is not for release.
     """
-    cache = _cache(folder)
     named = cache.get("CMAKE_HOME_DIRECTORY")
     options = "-DCMAKE_BUILD_TYPE=Release"
     hint = f"tec patches apply; cmake -S {PATCHED_TREE} -B {folder} {options} again, and build"
@@ -95,11 +84,11 @@ def _checked_source(folder: Path) -> str:
         ) from error
 
 
-def _arguments(folder: Path, target: str, commit: str) -> list[str]:
+def _arguments(cache: Mapping[str, str], target: str) -> list[str]:
     """Return the options of `tec build` with the values that cmake's cache has for them."""
-    found = _cache(folder)
-    names = [word.removeprefix("-D").partition("=")[0] for word in cmake_arguments(target, commit)]
-    return [f"-D{name}={found[name]}" for name in names if name in found]
+    ours = cmake_arguments(target, load_pin().commit)
+    names = [word.removeprefix("-D").partition("=")[0] for word in ours]
+    return [f"-D{name}={cache[name]}" for name in names if name in cache]
 
 
 def _cache(folder: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,15 +15,15 @@ from tec.build import Manifest
 from tec.config import Miniature, Row, Shape
 from tec.errors import TecError
 from tec.files import write_atomically
+from tec.generated_model import remove_others, scratch_folder
 from tec.miniature_check import check
 from tec.miniature_file import list_tensors, quantize, write_keys, write_weights
 from tec.miniature_groups import token_groups
-from tec.miniature_key import KEY_DIGITS, recipe_key
+from tec.miniature_key import recipe_key
 from tec.miniature_weights import EMBEDDINGS, Tensor
 from tec.nearest import suggestion
 from tec.paths import MODELS
 from tec.progress import Progress
-from tec.run_lock import hold
 
 _OF_THE_SHAPE = {"expert_count": "n_expert", "expert_used_count": "n_expert_used"}
 
@@ -46,16 +45,9 @@ def make(row: Row, manifest: Manifest, folder: Path) -> Path:
     path = folder / f"{row.name}-{recipe_key(row, manifest)}.gguf"
     if path.exists() and routing_file(path).exists():
         return path
-    lock = hold(folder / f".{row.name}.lock", f"making the miniature of {row.name}")
-    scratch = folder / f".{row.name}"
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+    with scratch_folder(folder, row.name, f"making the miniature of {row.name}") as scratch:
         _make(row, recipe, shape, manifest, scratch, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.close(lock)
-    _remove_others(row, path)
+    remove_others(row.name, path)
     return path
 
 
@@ -135,11 +127,3 @@ def _check_patterns(row: Row, recipe: Miniature, tensors: Sequence[Tensor]) -> N
                 MODELS / f"{row.name}.yaml",
                 suggestion(pattern, known),
             )
-
-
-def _remove_others(row: Row, path: Path) -> None:
-    """Remove the row's miniatures of earlier recipes and engines."""
-    ours = re.compile(rf"{re.escape(row.name)}-[0-9a-f]{{{KEY_DIGITS}}}\.")
-    for other in path.parent.iterdir():
-        if ours.match(other.name) and not other.name.startswith(path.stem):
-            other.unlink()

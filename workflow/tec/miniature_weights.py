@@ -32,7 +32,7 @@ _ALL = 0.1
 _GROUP = 0.8
 _OWN = 1 - _ALL - _GROUP
 
-_TIED = 0.25
+TIED = 0.25
 """Size of embeddings that are the output matrix as well: small, or each token predicts itself."""
 
 _GAINS = (
@@ -100,7 +100,7 @@ def embed(tensor: Tensor, seed: int, groups: Groups, tied: bool) -> Array:
     """
     rng = _random(tensor, seed)
     width, n_tokens = tensor.shape
-    gain = _TIED if tied else width**0.5
+    gain = TIED if tied else width**0.5
     everyone = rng.standard_normal(width, dtype=np.float32)
     directions = rng.standard_normal((groups.max() + 1, width), dtype=np.float32)
     own = rng.standard_normal((n_tokens, width), dtype=np.float32)
@@ -113,11 +113,15 @@ def _random(tensor: Tensor, seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "big")))
 
 
+def matrix_gain(tensor: Tensor) -> float:
+    """Return what a matrix multiplies the size of its input by; a gain of 1 keeps it."""
+    return next((gain for pattern, gain in _GAINS if re.search(pattern, tensor.name)), 1.0)
+
+
 def _matrix(rng: np.random.Generator, tensor: Tensor) -> Array:
     """Return uniform numbers of variance gain^2 / fan-in, as fast as random bits come."""
-    gain = next((gain for pattern, gain in _GAINS if re.search(pattern, tensor.name)), 1.0)
     bits = rng.integers(-(2**15), 2**15, size=tensor.size, dtype=np.int16)
-    scale = np.float32(gain * (3.0 / tensor.fan_in) ** 0.5 / 2**15)
+    scale = np.float32(matrix_gain(tensor) * (3.0 / tensor.fan_in) ** 0.5 / 2**15)
     return np.asarray(bits * scale, dtype=np.float16).reshape(tensor.shape[::-1])
 
 

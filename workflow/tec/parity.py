@@ -7,7 +7,6 @@ check leaves its evidence behind.
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -54,8 +53,7 @@ def _run(options: argparse.Namespace) -> None:
     if job.steps.scope.protocols.replay:
         from tec import replay  # draws traces; other rows need not
 
-        if job.session.kept.exists():  # what fits need not be asked again
-            print(f"nothing to measure: {job.session.kept} is there", file=sys.stderr)
+        if job.session.is_there():  # what fits need not be asked again
             write_atomically(job.out, job.session.kept.read_bytes())
         else:
             job.run(replay.parity_plan(job.steps, job.session, job.wait))

@@ -24,7 +24,6 @@ from tec.prober import Prober
 from tec.quantities import MIB
 from tec.replay_steps import ON_GPU, Placed, ReplaySteps, option
 from tec.session import Step
-from tec.summary import RESIDENT
 from tec.vram_search import most_that_fit
 
 FIT_TARGETS = (128, 256, 512, 1024)
@@ -101,7 +100,7 @@ class Placement:
             return int(wanted)
         return self.card_mib if self._cached_fits(slots, self.card_mib) else None
 
-    @property
+    @cached_property
     def _smallest(self) -> ExpertBench:
         """A run of the smallest capacity on the whole card."""
         slots = min(self.capacities)
@@ -136,12 +135,6 @@ class Placement:
             words: Sequence[str] = (*ON_GPU, "--expert-cache", str(slots), "--n-cpu-moe", "99")
             return self.replay.probe(f"cached-c{slots}", words, limit)
         return self.replay.probe(name, self.replay.words(name), limit)
-
-    def resident_fits(self) -> bool:
-        """Say whether the whole model fits on the card, where it is an arm."""
-        if RESIDENT not in self.steps.arms:
-            return False
-        return self._fixed(RESIDENT) is not None
 
     def place(self) -> dict[str, Placed]:
         """Return every chosen arm that fits."""

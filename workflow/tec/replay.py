@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,8 +33,7 @@ def measure(steps: Steps, session: Session, wait: float) -> None:
         wait: seconds to wait for another measurement on this machine.
     """
     replay = ReplaySteps(steps)
-    if session.kept.exists():
-        print(f"nothing to measure: {session.kept} is there", file=sys.stderr)
+    if session.is_there():
         return
     with prober(steps, session, wait) as probes:
         placed = Placement(replay, probes).place()
@@ -69,13 +67,12 @@ def parity_plan(steps: Steps, session: Session, wait: float) -> list[Step]:
     """
     replay = ReplaySteps(steps)
     with prober(steps, session, wait) as probes:
-        placement = Placement(replay, probes)
-        resident, placed = placement.resident_fits(), placement.place()
+        placed = Placement(replay, probes).place()
     cached = [name for name in steps.cached if name in placed]
     sized = [name for name in cached if steps.arms[name].expert_cache == "auto"]
     limits = {name: placed[name].limit_mib for name in sized}
     rounds = range(steps.scope.parity.rounds)
-    reference = RESIDENT if resident else STREAMED
+    reference = RESIDENT if RESIDENT in placed else STREAMED
     arms = [*((reference, number) for number in rounds), *((name, 0) for name in cached)]
     return [
         step for arm, number in arms for step in _parity_steps(replay, arm, number, limits.get(arm))

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ from tec.build import Manifest
 from tec.config import Replica, Row, Shape
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
+from tec.generated_model import remove_others, scratch_folder
 from tec.gguf_header import TensorInfo, Value, encode_header, padded
 from tec.miniature_file import TOKENIZER, list_tensors
 from tec.miniature_key import KEY_DIGITS
@@ -32,7 +31,6 @@ from tec.replica_blocks import BLOCKS
 from tec.replica_file import check_space, write_with_progress
 from tec.replica_plan import Plan, plan_tensors, read_plan, whole_metadata
 from tec.replica_weights import VERSION as DRAWN
-from tec.run_lock import hold
 
 PLANNED = 1
 """Version of the plans; to be raised when a row gets another one (tests/unit/test_versions.py)."""
@@ -65,22 +63,15 @@ def make(row: Row, manifest: Manifest, folder: Path, layers: int | None = None) 
     path = folder / f"{name}-{_key(row, manifest, layers)}.gguf"
     if path.exists() and plan_file(path).exists():
         return path
-    lock = hold(folder / f".{row.name}.lock", f"making the replica of {row.name}")
-    scratch = folder / f".{row.name}"
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+    with scratch_folder(folder, row.name, f"making the replica of {row.name}") as scratch:
         plan = _plan(row, recipe, shape, manifest, scratch, path.with_suffix(".log"), layers)
-        _remove_others(name, path)
+        remove_others(name, path)
         check_space(plan, folder)
         made = scratch / path.name
         write_with_progress(plan, made)
         # The plan first: a model of that name is complete.
         write_atomically(plan_file(path), plan.to_json())
         made.replace(path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.close(lock)
     return path
 
 
@@ -233,11 +224,3 @@ def _drawn_by() -> dict[str, int | str]:
 
 def _digest(*decides: object) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _remove_others(name: str, path: Path) -> None:
-    """Remove the replicas of earlier recipes and engines, for the room they take."""
-    ours = re.compile(rf"{re.escape(name)}-[0-9a-f]{{{KEY_DIGITS}}}\.")
-    for other in path.parent.iterdir():
-        if ours.match(other.name) and not other.name.startswith(path.stem):
-            other.unlink()

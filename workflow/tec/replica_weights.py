@@ -11,12 +11,11 @@ the routing of a replica is given by a trace.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from tec.miniature_weights import generate, stored_as
+from tec.miniature_weights import EMBEDDINGS, TIED, generate, matrix_gain, stored_as
 from tec.replica_blocks import Raw
 from tec.replica_plan import Weights
 
@@ -27,21 +26,15 @@ other bytes (tests/unit/test_versions.py)."""
 PIECE = 2**20
 """Bytes that are drawn from one seed, about. They stay in a core's cache while they are made."""
 
-_TIED = 0.25
-"""As in miniatures: small embeddings where they are the output matrix as well."""
-_GAINS = ((r"^output\.weight$", 3.0), (r"attn_output|ssm_out", 0.7), (r"ffn_down", 2.0))
-"""As in miniatures: pattern -> gain of a matrix, else 1."""
-
 
 def deviation(tensor: Weights, tied: bool) -> float:
     """Return the standard deviation of a matrix's weights.
 
     A gain of 1 keeps the scale of what is multiplied: each output is a sum of `fan_in` products.
     """
-    if tensor.name == "token_embd.weight":
-        return float(_TIED * tensor.fan_in**-0.5) if tied else 1.0
-    gain = next((gain for pattern, gain in _GAINS if re.search(pattern, tensor.name)), 1.0)
-    return float(gain * tensor.fan_in**-0.5)
+    if tensor.name == EMBEDDINGS:
+        return float(TIED * tensor.fan_in**-0.5) if tied else 1.0
+    return float(matrix_gain(tensor) * tensor.fan_in**-0.5)
 
 
 def is_small(tensor: Weights) -> bool:

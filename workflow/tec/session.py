@@ -123,6 +123,12 @@ class Session:
                 self._finish(evidence)
                 self.kept.chmod(_READ_ONLY)
 
+    def is_there(self) -> bool:
+        """Say whether the file is there, without steps to compare it with; tell the user if so."""
+        if there := self.kept.exists():
+            _say(f"nothing to measure: {self.kept} is there")
+        return there
+
     def _is_kept(self, steps: Sequence[Step]) -> bool:
         """Say whether the file is there; raise a TecError if it is, and is not whole."""
         if not self.kept.exists():
