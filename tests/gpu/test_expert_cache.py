@@ -69,6 +69,16 @@ def test_operations_without_mapped_memory_are_those_of_the_cpu(operations: Path)
     )
 
 
+def test_contexts_leave_nothing_behind(cuda_build: Manifest) -> None:
+    """Nor in the card's memory, which nobody else may use meanwhile."""
+    program = cuda_build.bin_dir / "test-expert-cache-contexts"
+    if not program.exists():
+        pytest.skip(f"{program.name} is not built: tec build {cuda_build.target} --tests")
+    words = [str(program), "-m", str(MODEL), "-ngl", "99"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
 def decode(build: Manifest, out: Path, *words: object) -> list[dict[str, Any]]:
     command = [build.bin_dir / "llama-expert-bench", "-m", MODEL, "--prompts", PROMPTS, "-o", out]
     common = ("-ngl", 99, "-fa", 1, "-c", 4096, "-n", 48)

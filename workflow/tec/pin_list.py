@@ -2,7 +2,8 @@
 
 A text file: a comment that names `EXPERT_CACHE_PIN_LIST v1`, `n_layer N`, `n_expert N`, then one
 line `layer I: e0 e1 ...` for every layer of the model from 0 on. A layer without experts, and one
-where nothing is to be pinned, has an empty list. The same files are refused here as by the programs
+where nothing is to be pinned, has an empty list. Lines that begin with `#` are comments: the
+published tool writes some after the first. The same files are refused here as by the programs
 (`llama_expert_pin_list` in patches/src), which read bytes and know no other white space than C's.
 """
 
@@ -52,16 +53,18 @@ def read_pin_list(path: Path, n_layer: int | None = None, n_expert: int | None =
         lines.pop()
     if not lines or MARK not in lines[0]:
         raise TecError(f"expected a comment with '{MARK.decode()}': not a pin list", _at(path, 1))
-    found_layers = _value(path, lines, 2, "n_layer", n_layer)
-    found_experts = _value(path, lines, 3, "n_expert", n_expert)
+    numbers = [i for i, text in enumerate(lines, 1) if i > 1 and not text.startswith(b"#")]
+    following = iter([*numbers, len(lines) + 1])
+    found_layers = _value(path, lines, next(following), "n_layer", n_layer)
+    found_experts = _value(path, lines, next(following, len(lines) + 1), "n_expert", n_expert)
     layers = []
     for layer in range(found_layers):
-        line = layer + 4
+        line = next(following, len(lines) + 1)
         if line > len(lines):
             raise TecError(f"expected 'layer {layer}: ...': the list is truncated", _at(path, line))
         layers.append(_experts(path, line, lines[line - 1], layer, found_experts))
-    if len(lines) > found_layers + 3:
-        raise TecError(f"there is more than the {found_layers} layers", _at(path, found_layers + 4))
+    if (line := next(following, len(lines) + 1)) <= len(lines):
+        raise TecError(f"there is more than the {found_layers} layers", _at(path, line))
     return PinList(found_experts, tuple(layers))
 
 

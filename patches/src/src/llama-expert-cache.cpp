@@ -79,12 +79,19 @@ llama_expert_pin_list llama_expert_pin_list::read(const std::string & path, uint
 
     std::string text;
     int line = 0;
-    const auto next = [&]() {
+    const auto read_line = [&]() {
         line++;
         return (bool) std::getline(file, text);
     };
+    const auto next = [&]() { // fitz-tec writes more comments after the first one
+        bool found = read_line();
+        while (found && text[0] == '#') {
+            found = read_line();
+        }
+        return found;
+    };
 
-    if (!next() || text.find("EXPERT_CACHE_PIN_LIST v1") == std::string::npos) {
+    if (!read_line() || text.find("EXPERT_CACHE_PIN_LIST v1") == std::string::npos) {
         pin_list_error(path, line, "expected a comment with 'EXPERT_CACHE_PIN_LIST v1': not a pin list");
     }
     next();
@@ -185,11 +192,32 @@ llama_expert_cache::llama_expert_cache(
         throw std::runtime_error(format("expert cache: capacity %d is below the %d experts that a token uses: choose %d to %d",
                 requested, n_expert_used, n_expert_used, n_expert));
     }
-    if (engaged()) {
-        allocate(n_expert_used); // the fewest slots that serve a token
+    // the fewest slots that serve a token
+    if (const auto lacks = engaged() ? allocate(n_expert_used) : nullptr; lacks) {
+        throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s, the fewest that serve a token: free %.1f MiB there",
+                n_expert_used, ggml_backend_buft_name(lacks), n_expert_used*slot_bytes()/1024.0/1024.0));
     }
 
     status_json = info().json();
+}
+
+llama_expert_cache::~llama_expert_cache() {
+    if (!counting) {
+        return;
+    }
+    int64_t hits   = 0;
+    int64_t misses = 0;
+    int64_t bytes  = 0;
+    for (int32_t i = 0; i < n_layers(); ++i) {
+        const auto stats = layer_stats(i);
+        hits   += stats.hits;
+        misses += stats.misses;
+        bytes  += stats.misses*(int64_t) stats.expert_bytes;
+    }
+    if (hits + misses > 0) {
+        LLAMA_LOG_WARN("expert cache: %" PRId64 " hits, %" PRId64 " misses (%.1f%% hits), %.1f MiB moved\n",
+            hits, misses, 100.0*hits/(hits + misses), bytes/1024.0/1024.0);
+    }
 }
 
 // the back end that computes on a device
@@ -466,8 +494,8 @@ bool llama_expert_cache::resize() {
                 wanted, slot_bytes()/1024.0/1024.0, largest));
     }
 
-    choose_pinned(wanted);
-    allocate(wanted);
+    allocate_what_fits(wanted);
+    choose_pinned(n_slots);
     reset();
 
     status_json = info().json();
@@ -494,7 +522,21 @@ static ggml_tensor * like_store(ggml_context * ctx, ggml_tensor * slots, const g
     }
 }
 
-void llama_expert_cache::allocate(int32_t n_slots_new) {
+// other programs use the same memory: what was free a moment ago may not be now
+void llama_expert_cache::allocate_what_fits(int32_t wanted) {
+    while (const auto lacks = allocate(wanted)) {
+        const int32_t largest = std::min(capacity_that_fits(), wanted - std::max(1, wanted/16));
+        if (requested != LLAMA_EXPERT_CACHE_AUTO || largest < n_expert_used) {
+            throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s, although there was room for them a moment ago: "
+                    "stop what else uses this memory or choose a smaller capacity", wanted, ggml_backend_buft_name(lacks)));
+        }
+        LLAMA_LOG_WARN("expert cache: cannot allocate %d slots in %s, although there was room for them a moment ago: trying %d\n",
+            wanted, ggml_backend_buft_name(lacks), largest);
+        wanted = largest;
+    }
+}
+
+ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     ctxs_bufs.clear(); // free the old slots first
     cached.clear();
 
@@ -533,11 +575,15 @@ void llama_expert_cache::allocate(int32_t n_slots_new) {
 
         buf.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), it->first));
         if (!buf) {
-            throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s: choose a smaller capacity", n_slots, ggml_backend_buft_name(it->first)));
+            ctxs_bufs.clear();
+            cached.clear();
+            n_slots = 0;
+            return it->first;
         }
         // the scheduler runs operations where their weights are
         ggml_backend_buffer_set_usage(buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     }
+    return nullptr;
 }
 
 void llama_expert_cache::reset() {
@@ -563,6 +609,7 @@ void llama_expert_cache::reset() {
             throw std::runtime_error(format("expert cache: cannot fill the slots of layer %d", l.il));
         }
     }
+    counting = true;
 }
 
 llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const {

@@ -77,6 +77,9 @@ public:
             const llama_context_params & params,
             const std::vector<ggml_backend_ptr> & backends);
 
+    // logs the totals; the devices must be idle
+    ~llama_expert_cache();
+
     // to be called when the weights, the KV cache and the compute buffers are allocated: gives the cache the slots that
     // were asked for, or with "auto" as many as the free memory of each device allows
     // returns whether the slots are new tensors now, which graphs must be rebuilt for
@@ -134,7 +137,8 @@ private:
     void collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type);
     void order_experts(const llama_model & model, const char * pin_list);
     void choose_pinned(int32_t wanted);
-    void allocate(int32_t n_slots_new);
+    ggml_backend_buffer_type_t allocate(int32_t n_slots_new); // returns which one lacks the memory, without slots then; null if none
+    void allocate_what_fits(int32_t wanted);
     llama_expert_cache_info info() const;
 
     int32_t capacity_that_fits() const;
@@ -150,6 +154,7 @@ private:
     int32_t           n_slots  = 0;
     int32_t           n_pinned = 0;
     int32_t           n_moe    = 0; // layers with experts, served or not
+    bool              counting = false; // the counters are set up
     mutable bool      asked    = false; // some graph asked for experts
     std::string       reason;       // why layers are not served
     std::string       status_json;
