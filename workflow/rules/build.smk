@@ -1,7 +1,8 @@
 # llama.cpp's programs for a target. The build tree is no output: Snakemake would delete it when a
 # job is interrupted, and the next run could not continue.
 
-from tec.build import TESTS, TOOLS, cmake_arguments, portable
+from tec.build import SHORTER, TESTS, TOOLS, cmake_arguments, portable
+from tec.files import sha256_file
 
 
 def build_settings(target):
@@ -17,6 +18,7 @@ rule build:
     params:
         engine=ENGINE,
         settings=lambda wildcards: build_settings(wildcards.target),
+        shorter=sha256_file(SHORTER),
         programs=TOOLS,
     threads: workflow.cores
     shell:
@@ -31,6 +33,7 @@ rule build_tests:
     params:
         engine=ENGINE,
         settings=lambda wildcards: build_settings(wildcards.target),
+        shorter=sha256_file(SHORTER),
         programs=TESTS,
     threads: workflow.cores
     shell:

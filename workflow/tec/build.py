@@ -8,7 +8,7 @@ import re
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +23,10 @@ from tec.patches import ensure_patched
 from tec.paths import (
     BUILD_CACHE,
     PATCHED_TREE,
+    PIN,
     build_dir,
     build_manifest,
+    build_server_manifest,
     build_tests_manifest,
 )
 from tec.pin import load_pin
@@ -46,10 +48,14 @@ TESTS = (
     "test-arg-parser",
     "test-backend-ops",
     "test-expert-cache",
+    "test-expert-cache-contexts",
     "test-gguf",
     "test-llama-archs",
 )
 """Our own driver of the cache's operations, and upstream's tests of what the patch touches."""
+
+SERVER = ("llama-server",)
+"""No measurement uses it; half as much again to compile."""
 
 OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
@@ -62,6 +68,12 @@ OPTIONS = {
     "LLAMA_BUILD_TESTS": "ON",
     "LLAMA_OPENSSL": "OFF",
 }
+SERVER_OPTIONS = ("-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_USE_PREBUILT_UI=OFF")
+"""Without its page for browsers, which the build would download."""
+
+SHORTER = PIN.with_name("build.cmake")
+"""Included by llama.cpp's `project()`: compiles what no measurement times with less effort."""
+
 OFF_ON_CPU = ("GGML_CUDA", "GGML_METAL", "GGML_BLAS", "GGML_ACCELERATE")
 """Back ends that would compute in place of the CPU's; macOS has two of them on by default."""
 
@@ -144,7 +156,9 @@ class Manifest(BaseModel):
     """Whether cmake was run by hand and `tec build --adopt` wrote this; 0 seconds then."""
 
 
-def build(target: str, jobs: int, wanted: Sequence[str], manifest: Path) -> Manifest:
+def build(
+    target: str, jobs: int, wanted: Sequence[str], manifest: Path, extra: Sequence[str] = ()
+) -> Manifest:
     """Build the `wanted` programs of a target and write `manifest`, last.
 
     An interrupted build continues where it stopped.
@@ -154,6 +168,7 @@ def build(target: str, jobs: int, wanted: Sequence[str], manifest: Path) -> Mani
         jobs: compilers that run at once.
         wanted: names of programs.
         manifest: JSON file, removed at the start.
+        extra: arguments of cmake after the target's.
 
     Raises:
         TecError: the source, the configuration or the compilation failed; says the next step.
@@ -165,7 +180,7 @@ def build(target: str, jobs: int, wanted: Sequence[str], manifest: Path) -> Mani
         manifest.unlink(missing_ok=True)
         series_hash = ensure_patched()
         pin = load_pin()
-        arguments = cmake_arguments(target, pin.commit)
+        arguments = [*cmake_arguments(target, pin.commit), *extra]
         _configure(folder, target, arguments, lock)
         _compile(folder, target, wanted, jobs, lock)
     finally:
@@ -200,6 +215,7 @@ def load_manifest(path: Path) -> Manifest:
 def cmake_arguments(target: str, commit: str) -> list[str]:
     """Return the `-D` arguments that configure a target."""
     options = {**OPTIONS, "LLAMA_BUILD_COMMIT": commit[:7], "LLAMA_BUILD_NUMBER": "0"}
+    options["CMAKE_PROJECT_llama.cpp_INCLUDE"] = str(SHORTER)
     if target == "cpu":
         options |= dict.fromkeys(OFF_ON_CPU, "OFF")
     else:
@@ -322,7 +338,9 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec build`."""
     parser = sub.add_parser("build", help="build the patched llama.cpp for a target")
     parser.add_argument("target", help=", ".join(TARGETS))
-    parser.add_argument("--tests", action="store_true", help="build the C++ tests instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--tests", action="store_true", help="build the C++ tests instead")
+    instead.add_argument("--server", action="store_true", help="build llama-server instead")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="compilers at once")
     parser.add_argument(
         "--adopt",
@@ -345,7 +363,17 @@ def _build(options: argparse.Namespace) -> None:
         made = build_record.adopt(options.adopt, options.target, build_manifest(options.target))
         print(f"{len(made.binaries)} programs in {made.bin_dir}")
         return
-    wanted = TESTS if options.tests else TOOLS
-    manifest = (build_tests_manifest if options.tests else build_manifest)(options.target)
-    made = build(options.target, options.jobs, wanted, manifest)
+    wanted, manifest, extra = _choice(options)
+    made = build(options.target, options.jobs, wanted, manifest(options.target), extra)
     print(f"{len(made.binaries)} programs in {made.bin_dir}")
+
+
+def _choice(
+    options: argparse.Namespace,
+) -> tuple[Sequence[str], Callable[[str], Path], Sequence[str]]:
+    """Return the programs to build, where their manifest is, and cmake's extra arguments."""
+    if options.tests:
+        return TESTS, build_tests_manifest, ()
+    if options.server:
+        return SERVER, build_server_manifest, SERVER_OPTIONS
+    return TOOLS, build_manifest, ()

@@ -15,6 +15,8 @@ PIN = ROOT / "llama.cpp" / "pin.yaml"
 PATCHES = ROOT / "patches"
 PAPER = ROOT / "paper"
 RESULTS = ROOT / "results"
+REFERENCE = RESULTS / "reference"
+"""Measured runs worth keeping, by system and study; committed."""
 
 CACHE = ROOT / ".cache"
 SOURCE_CACHE = CACHE / "source"
@@ -61,6 +63,11 @@ def build_manifest(target: str) -> Path:
 def build_tests_manifest(target: str) -> Path:
     """Return the same for the llama.cpp tests of a target."""
     return build_dir(target) / "tests.json"
+
+
+def build_server_manifest(target: str) -> Path:
+    """Return the same for llama-server of a target."""
+    return build_dir(target) / "server.json"
 
 
 def model_record(row: str, variant: str) -> Path:
