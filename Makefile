@@ -18,6 +18,7 @@ REQUIREMENTS := requirements.lock
 VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 OPTIONS   := --config study=$(STUDY) $(CONFIG)
 
@@ -35,16 +36,20 @@ all: $(INSTALLED)
 	$(SNAKEMAKE) all $(OPTIONS)
 	PYTHONWARNINGS=ignore::RuntimeWarning $(SNAKEMAKE) --report results/$(STUDY)/report.html all $(OPTIONS)
 
+# Two processes: the unit tests, and the others, which run programs.
 test: lint
 	$(SNAKEMAKE) binaries
-	$(BIN)/python -m pytest
+	printf '%s\n' tests/unit --ignore=tests/unit | xargs -P 2 -n 1 $(BIN)/python -m pytest -q
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-# Every package is pinned and hashed. An interrupted installation leaves no stamp: the next run repeats it.
+# Every package is pinned and hashed; two pips install half of them each. Python compiles what is
+# imported when it is first imported, and has to keep it then, whatever the variable says.
+# An interrupted installation leaves no stamp: the next run repeats it.
+unexport PYTHONDONTWRITEBYTECODE
 $(INSTALLED): $(REQUIREMENTS) pyproject.toml
 	@$(PYTHON) -c 'import sys, tarfile; sys.exit(sys.version_info < (3, 11) or not hasattr(tarfile, "data_filter"))' \
 	    2>/dev/null || { \
@@ -55,8 +60,9 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml
 	    echo "  next: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "installing the Python environment into $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(REQUIREMENTS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	awk '/^[^ ]/ { n++ } { print > "$(VENV)/requirements." n % 2 }' $(REQUIREMENTS)
+	ls $(VENV)/requirements.* | xargs -P 2 -n 1 $(PIP) --require-hashes -r
+	$(PIP) --no-build-isolation --editable .
 	@echo "$(CURDIR) $$($(BIN)/python --version)" > $@
 
 lock:

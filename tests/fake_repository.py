@@ -79,7 +79,7 @@ def start(repository: Path, log: Path, *arguments: str) -> subprocess.Popen[byte
         "PYTHONPATH": str(repository / "workflow"),
         "TMPDIR": str(repository.parent),
     }
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     if "--config" not in command:
         command.append("--config")
     with log.open("wb") as output:

@@ -194,8 +194,8 @@ def _download(plans: Sequence[_Plan], jobs: int) -> None:
 def _run(downloads: Sequence[Download], jobs: int, transfer: Transfer) -> None:
     """Run downloads, `jobs` at a time; one that fails does not stop the others."""
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(download.run) for download in downloads]
         try:
+            futures = [pool.submit(download.run) for download in downloads]
             wait(futures)
         except BaseException:
             transfer.stop()
