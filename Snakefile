@@ -75,6 +75,7 @@ include: "workflow/rules/source.smk"
 include: "workflow/rules/build.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/calibration.smk"
 include: "workflow/rules/parity.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
@@ -89,6 +90,7 @@ rule all:
         runs(*COMMANDS),
         rules.tables.output,
         rules.locality.output if rows_with("locality") else [],
+        rules.calibration.output if rows_with("locality") else [],
         rules.outcome.output,
         expand(rules.figure.output, figure=shown_figures()),
         rules.paper.output if has_paper() else [],

@@ -210,6 +210,18 @@ def perplexity() -> str:
     )
 
 
+def router_trace() -> str:
+    """Write the scores of 300 tokens that select the experts 0 and 1, as `write_trace` has them."""
+    n_expert = 16
+    with Path(os.environ["ROUTER_TRACE_OUT"]).open("wb") as out:
+        out.write(struct.pack("<8s2i", b"RTRACE01", n_expert, 0))
+        scores = struct.pack(f"<{n_expert}f", 0.6, 0.4, *[0.0] * (n_expert - 2))
+        for token in range(300):
+            for layer in range(N_LAYER):
+                out.write(struct.pack("<2i", token, layer) + scores)
+    return ""
+
+
 def main() -> None:
     with (HERE / "calls.txt").open("a") as log:
         log.write(LINE + "\n")
@@ -221,6 +233,7 @@ def main() -> None:
         "llama-expert-bench": expert_bench,
         "llama-bench": llama_bench,
         "llama-perplexity": perplexity,
+        "llama-router-trace": router_trace,
     }
     text = tools[TOOL]()
     sys.stdout.write(text[: len(text) // 2] if "torn" in FAULTS else text)

@@ -33,7 +33,7 @@ def install(folder: Path, **faults: Any) -> Manifest:
     """Write the tools into `folder` and return the manifest of a build that has them."""
     folder.mkdir(parents=True, exist_ok=True)
     set_faults(folder, **faults)
-    names = ("llama-expert-bench", "llama-bench", "llama-perplexity")
+    names = ("llama-expert-bench", "llama-bench", "llama-perplexity", "llama-router-trace")
     program = Path(__file__).with_name("fake_tool.py").read_text()
     for name in names:
         script = folder / name

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from routing import local_trace
+from tec.calibration_table import FOLDER, write_calibration_table
 from tec.files import sha256_file
 from tec.locality_table import write_locality_tables
 from tec.records import Record, append_record, read_records
 from tec.routing_trace import RoutingTrace, write_trace
+from unit.test_calibration import write_list
 from unit.test_expert_cache_property import Reference
 
 INPUTS = ("text", "random")
@@ -33,6 +35,17 @@ def write_locality(folder: Path, rows: Sequence[str]) -> None:
                         _counted(record, name, trace, path),
                     )
     write_locality_tables(folder, rows)
+    for row in rows:
+        write_calibration(folder, row)
+    write_calibration_table(folder, rows)
+
+
+def write_calibration(folder: Path, row: str) -> None:
+    """Write what calibrating a row leaves: the list, its record, and the routing behind it."""
+    model = read_records(folder / "runs" / f"{row}.locality.jsonl")[0].model
+    trace = local_trace(120, model.n_moe_layers, model.n_expert, model.n_expert_used, seed=7)
+    write_trace(folder / FOLDER / f"{row}.npy", trace)
+    write_list(folder / FOLDER / f"{row}.pins.txt", trace, model.sha256)
 
 
 def _counted(record: Record, name: str, trace: RoutingTrace, path: Path) -> Record:

@@ -5,6 +5,7 @@ MAY_FAIL = [
     *(relative(paths.model_record(row, STUDY.variant(row))) for row in ROWS),
     *runs(*COMMANDS),
     *traces(),
+    *calibrated(),
 ]
 VERDICTS = expand(rules.verdicts.output, row=ROWS)
 
@@ -25,8 +26,8 @@ rule outcome:
 def shows_results(target):
     """Whether a target of the command line has tables made, not only measurements or programs."""
     if target.startswith(f"{RESULTS}/"):
-        return not target.startswith(tuple(f"{RESULTS}/{folder}/" for folder in ("runs", "arms", "traces")))
-    return target in ("all", "tables", "locality", "paper", "outcome")
+        return not target.startswith(tuple(f"{RESULTS}/{folder}/" for folder in ("runs", "arms", "traces", "calibration")))
+    return target in ("all", "tables", "locality", "calibration", "paper", "outcome")
 
 
 def documents():
@@ -35,7 +36,7 @@ def documents():
     return [
         *figures,
         *(rules.paper.output if has_paper() else []),
-        *(rules.locality.output if rows_with("locality") else []),
+        *([*rules.locality.output, *rules.calibration.output] if rows_with("locality") else []),
     ]
 
 

@@ -13,6 +13,7 @@ rule paper:
             "models/pydoc-moe/{name}.json",
             name=["corpus-manifest", "evaluation", "hashes", "train"],
         ),
+        reference=sorted(str(path) for path in Path("results/reference").rglob("*") if path.suffix in {".csv", ".svg"}),
         code=expand("workflow/tec/{module}.py", module=["paper", "claims", "prose"]),
     output:
         pdf=report(f"{RESULTS}/paper.pdf", caption="../report/paper.rst", category="Paper"),

@@ -1,9 +1,10 @@
 # The study's tables, from the raw records, traces and verdicts of its rows.
 
-from tec.tables import LOCALITY_TABLES, REPLAY_TABLES, TABLES
+from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, REPLAY_TABLES, TABLES
 
 TABLE_CODE = [
     *("tables", "main_table", "rows_table", "baselines_table", "traces_table", "table", "summary", "stats"),
+    *("headline_table", "loss", "loss_table"),
     *("outcome", "expert_bench", "llama_bench", "routing_summary"),
 ]
 
@@ -56,5 +57,5 @@ rule locality:
 
 def all_tables():
     """The CSV files of every table that the selected rows have."""
-    names = [*tables_of_records(), *(LOCALITY_TABLES if rows_with("locality") else [])]
+    names = [*tables_of_records(), *([*LOCALITY_TABLES, *CALIBRATION_TABLES] if rows_with("locality") else [])]
     return expand(f"{RESULTS}/tables/{{name}}.csv", name=names)
