@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from tec.errors import TecError
 from tec.figure_data import Subject
 from tec.figures import FIGURES, figures_of, make_figures
 from tec.paper import make_paper
-from tec.paths import PAPER
+from tec.paths import PAPER, REFERENCE
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,46 @@ def test_locality_of_another_row_that_is_left_from_an_earlier_run_is_not_told(ro
         if path.stem in ("locality", "reuse", "overlap"):
             path.write_text(path.read_text().replace("toy,", "earlier,"))
     assert json.loads(make_paper(results, root)[0].read_text())["locality_row"]["value"] is None
+
+
+def keep_records(root: Path, resident: bool = True) -> list[dict[str, str]]:
+    """Put the kept tables and figures into a repository; return the lines of the headline.
+
+    Without a resident run nothing is known of a bound.
+    """
+    kept = root / "results" / "reference"
+    shutil.copytree(REFERENCE, kept, ignore=shutil.ignore_patterns("runs"))
+    (table,) = kept.glob("nvidia-*/replicas/tables/loss.csv")
+    if not resident:
+        lines = list(csv.DictReader(table.read_text().splitlines()))
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows({**line, "loss_ms": ""} for line in lines)
+    return list(csv.DictReader((table.parent / "headline.csv").read_text().splitlines()))
+
+
+def test_kept_records_of_a_graphics_card_are_stated_as_such(root: Path) -> None:
+    results = root / "results" / "demo"
+    alone = json.loads(make_paper(results, root)[0].read_text())
+    assert alone["reference"]["text"] is alone["half_speedup"]["text"] is None
+    without = (results / "paper.pdf").read_bytes()
+    (half,) = [line for line in keep_records(root) if line["capacity_share"] == "0.5"]
+    claims = json.loads(make_paper(results, root)[0].read_text())
+    assert claims["half_speedup"]["text"] == f"{float(half['speedup']):.2f}"
+    assert claims["half_arm"]["value"] == half["arm"]
+    assert claims["fit_copy_gbs"]["value"] > claims["fit_fill_gbs"]["value"] > 0
+    assert claims["reference_unequal"]["value"] == 0
+    assert "tables/headline.csv: speedup" in claims["half_speedup"]["source"]
+    assert claims["evidence"]["value"] == "functional"  # that of the study the paper is about
+    assert (results / "paper.pdf").read_bytes() != without
+
+
+def test_kept_records_without_a_resident_run_make_a_paper(root: Path) -> None:
+    keep_records(root, resident=False)
+    claims = json.loads(make_paper(root / "results" / "demo", root)[0].read_text())
+    assert claims["quarter_loss"]["text"] is None
+    assert claims["half_speedup"]["text"] is not None
 
 
 OFF, AUTO, SWEEP = ({"expert_cache": value} for value in ("off", "auto", "sweep"))

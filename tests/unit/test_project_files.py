@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from typing import Any
 
@@ -43,6 +45,14 @@ def test_lock_satisfies_every_requirement_with_hashes() -> None:
         assert all(version in requirement.specifier for version in pins[requirement.name]), text
     blocks = re.split(r"\n(?=\S)", lock_text().strip())
     assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_environment_lacks_nothing_that_its_packages_need() -> None:
+    """The Makefile installs what the lock names, without asking what the packages need."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_lock_names_no_registry() -> None:

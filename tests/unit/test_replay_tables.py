@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from fake_study import make_model
 from tec.config import load_study
+from tec.headline_table import headline_table
 from tec.main_table import main_table
 from tec.quantities import GIB
+from tec.records import Outcome, Verdict
 from tec.replay_figures import time_split
 from tec.summary import ArmSummary, Role, best_baseline, bound_tps
 from tec.tables import capacity_table, overhead_table
@@ -153,6 +156,51 @@ def test_a_tokens_time_is_split_into_compute_resolve_and_fill() -> None:
 
 def test_the_split_does_without_what_was_not_measured() -> None:
     part = frame([("resident", None, 250), ("cached-c8", 0.5, 200)])
-    times = time_split(part, "steady_tps").iloc[0]
-    assert list(times) == [4, 0, 1]
-    assert list(time_split(part[1:], "steady_tps").iloc[0]) == [0, 0, 5]
+    assert list(time_split(part, "steady_tps").iloc[0]) == [4, 0, 1, 0]
+    assert list(time_split(part[1:], "steady_tps").iloc[0]) == [0, 0, 0, 5]
+
+
+def verdict(batch: int, outcome: Outcome) -> Verdict:
+    return Verdict(
+        row="toy", arm="cached-c8", check="bitwise", verdict=outcome, detail="", evidence="gpu",
+        batch=batch,
+    )  # fmt: skip
+
+
+def headlines(group: list[ArmSummary], *verdicts: Verdict) -> dict[Any, Mapping[str, Any]]:
+    table = headline_table(capacity_table(group).rows, group, [verdicts])
+    return {row["arm"]: row for row in table.rows}
+
+
+def test_the_headline_has_the_capacities_nearest_to_its_shares(group: list[ArmSummary]) -> None:
+    assert list(headlines(group)) == ["cached-c4", "cached-c8", "cached-c16"]
+    assert list(headlines(without_resident(group)[:-1])) == ["cached-c4", "cached-c8"]
+
+
+def test_the_headline_repeats_the_capacity_table(group: list[ArmSummary]) -> None:
+    found, whole = headlines(group)["cached-c8"], line(group, "cached-c8")
+    for key in ("speedup", "speedup_lo", "hit_rate", "resident_share", "bound_share", "rounds"):
+        assert found[key] == whole[key]
+    assert found["tec_tps"] == whole["tg_tps"]
+
+
+def test_the_headline_names_the_option_of_the_best_stock_arm(group: list[ArmSummary]) -> None:
+    words = ("bench", "--fit", "on", "--fit-target", "128", "--gpu-layers", "99")
+    group = [replace(a, command=words) if a.arm == "fit-c8" else a for a in group]
+    group = [a if a.command else replace(a, command=("--n-cpu-moe", "3")) for a in group]
+    assert headlines(group)["cached-c8"]["baseline_option"] == "--fit-target 128"
+    assert headlines(group)["cached-c4"]["baseline_option"] == "--n-cpu-moe 3"
+
+
+def test_the_headline_says_where_bits_are_equal_and_where_not(group: list[ArmSummary]) -> None:
+    judged = [verdict(2, "pass"), verdict(1, "pass"), verdict(4, "not_run"), verdict(8, "fail")]
+    found = headlines(group, *judged)
+    assert found["cached-c8"]["batches_equal"] == "1 2"
+    assert found["cached-c8"]["batches_unequal"] == "8"
+    assert found["cached-c4"]["batches_equal"] is None
+
+
+def test_the_printed_headline_has_the_interval_beside_the_speedup(group: list[ArmSummary]) -> None:
+    table = headline_table(capacity_table(group).rows, group, [])
+    (shown,) = [row["speedup"] for row in table.lines if row["arm"] == "cached-c8"]
+    assert shown == "2.10\N{MULTIPLICATION SIGN} [2.00, 2.20]"

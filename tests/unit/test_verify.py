@@ -158,7 +158,7 @@ def test_locality_study_is_complete_only_with_its_tables_and_traces(
     wanted = Selection(study=study, rows={"toy": make_row(tmp_path)}, target="cpu")
     found = [line for line in problems(wanted, results) if "traces" in line or "tables" in line]
     assert all("repetitive" in line for line in found)  # an input that the stand-in lacks
-    names = ("locality", "reuse", "overlap")
+    names = ("locality", "reuse", "overlap", "calibration")
     for path in (results / "traces", *(results / "tables" / f"{name}.csv" for name in names)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = list(problems(wanted, results))

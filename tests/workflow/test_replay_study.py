@@ -54,7 +54,7 @@ def test_one_command_makes_everything_and_a_second_one_measures_nothing(reposito
     made = {path.name for path in (repository / RESULTS / "figures").iterdir()}
     assert made == {
         f"{name}.{suffix}"
-        for name in ("speed", "split", "replay-start", "parity")
+        for name in ("speed", "split", "loss", "replay-start", "parity")
         for suffix in ("svg", "pdf")
     }
     assert not (repository / RESULTS / "paper.pdf").exists()
@@ -62,11 +62,12 @@ def test_one_command_makes_everything_and_a_second_one_measures_nothing(reposito
     verified = verify(repository)
     assert verified.returncode == 0, verified.stderr
     before = calls(repository)
-    for copy in (repository / RESULTS / "runs").iterdir():
+    copies = list((repository / RESULTS / "runs").iterdir())
+    for copy in copies:
         copy.unlink()
-    status, said = run(repository, "all")
+    status, said = run(repository, *(str(copy.relative_to(repository)) for copy in copies))
     assert status == 0, said
-    assert "nothing to measure" in said
+    assert said.count("nothing to measure") == len(copies) == 4
     assert calls(repository) == before
     (repository / REPLAY).unlink()
     narrow = ("--config", "arms=cached,ncmoe", "capacities=8", "rounds=1")
@@ -94,6 +95,12 @@ def _check_tables(repository: Path) -> None:
     assert baselines["big", "resident"]["outcome"] == "does not fit"
     found = baselines["toy", "ncmoe-c8"]
     assert (found["flag"], found["value"], found["refused"]) == ("--n-cpu-moe", "1", "0")
+    loss = {(line["row"], line["arm"]): line for line in table(repository, "loss")}
+    assert loss["toy", "cached-c8"]["loss_ms"] != ""
+    assert loss["big", "cached-c8"]["loss_ms"] == ""
+    headline = {(line["row"], line["arm"]): line for line in table(repository, "headline")}
+    assert headline["toy", "cached-c8"]["batches_equal"] == "1 2"
+    assert headline["toy", "cached-c8"]["speedup"] == cached["speedup"]
     traces = {line["row"]: line for line in table(repository, "traces")}
     assert set(traces) == {"toy", "big"}
     assert 0 < float(traces["toy"]["lru_0.5"]) < 1

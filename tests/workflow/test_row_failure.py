@@ -96,7 +96,7 @@ def test_one_broken_row_leaves_the_others_and_is_tried_again_alone(repository: P
     assert "corrupt or another one" in main[1]["reason"]
     assert main[1]["tec_tps"] == ""
     assert float(main[2]["tec_tps"]) > 0
-    for name in ("capacity", "overhead", "locality", "reuse"):
+    for name in ("capacity", "overhead", "locality", "reuse", "calibration"):
         assert {row["row"] for row in table(repository, name)} == {"first", "last"}
     checks = [row for row in table(repository, "parity") if row["row"] == "broken"]
     assert [(row["check"], row["verdict"]) for row in checks] == [("self", "not_run")]
@@ -110,6 +110,8 @@ def test_one_broken_row_leaves_the_others_and_is_tried_again_alone(repository: P
             ("verdicts", "broken"): 1,
             ("tables", ""): 1,
             ("locality", ""): 1,
+            ("calibrate", "broken"): 1,
+            ("calibration", ""): 1,
             ("outcome", ""): 1,
         }
     )

@@ -80,6 +80,12 @@ def _line(records: Sequence[Record]) -> dict[str, Value] | None:
     }
 
 
+def deciding_option(command: Sequence[str]) -> tuple[str, int] | None:
+    """Return the option of a stock arm's command line that decides what is on the GPU."""
+    flag = next((name for name in _FLAGS if name in command), None)
+    return (flag, int(command[command.index(flag) + 1])) if flag else None
+
+
 _CARD = "card"
 """Arm of the probe that reads how much memory the card has free."""
 

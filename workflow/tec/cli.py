@@ -25,11 +25,14 @@ COMMANDS = {
     "parity": "tec.parity",
     "outcome": "tec.outcome",
     "trace": "tec.trace",
+    "calibrate": "tec.calibrate",
+    "calibration": "tec.calibration_table",
     "locality": "tec.locality_table",
     "tables": "tec.tables",
     "figures": "tec.figures",
     "paper": "tec.paper",
     "verify": "tec.verify",
+    "reference": "tec.reference",
     "pack": "tec.pack",
 }
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -31,6 +32,7 @@ PAGE_WIDTH = 6.9
 """Inches; both columns and the gap."""
 CURVE_HEIGHT, SMALL_CURVE_HEIGHT = 2.3, 1.55
 """Inches; a panel with curves on a column-wide and on a page-wide figure."""
+_LABELLED_SHARES = (0.25, 0.5, 0.75, 1.0)
 _CHARACTERS = 14
 """Of a panel's title, per inch."""
 
@@ -186,6 +188,20 @@ def label_functional(
 def percent_axis(axis: Axis) -> None:
     """Write an axis of shares in percent."""
     axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def nearest_shares(places: pd.Series[float]) -> list[Any]:
+    """Return the index of the places nearest to the shares of experts that axes show."""
+    nearest = [(places - share).abs().idxmin() for share in _LABELLED_SHARES if len(places)]
+    return list(dict.fromkeys(nearest))
+
+
+def share_ticks(axis: Axes, shares: pd.Series[float]) -> None:
+    """Label bars that stand side by side, one a capacity, with their shares in percent."""
+    numbered = shares.reset_index(drop=True)
+    ticks = nearest_shares(numbered)
+    axis.set_xticks(ticks, [f"{100 * numbered[tick]:.3g}" for tick in ticks])
+    axis.grid(visible=False, axis="x")
 
 
 def arm_title(arm: str) -> str:

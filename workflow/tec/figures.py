@@ -77,11 +77,14 @@ FIGURES = {
         subject="replay",
     ),
     "split": FigureSpec(
-        "Time per token: compute, resolve, fill",
+        "Time per token: resident model, cached graph, misses",
         "replay_figures",
         "split",
         ("capacity", "main"),
         subject="replay",
+    ),
+    "loss": FigureSpec(
+        "Time per token above the bound", "loss_figure", "loss", ("loss", "main"), subject="replay"
     ),
     "replay-start": FigureSpec(
         "Time per token and hits along a trace, cold start",
@@ -106,6 +109,13 @@ FIGURES = {
         "locality_figures",
         "policies",
         ("locality", "overlap"),
+        subject="locality",
+    ),
+    "calibration": FigureSpec(
+        "Hit rate of pinned experts above LRU's, on held-out text",
+        "calibration_figure",
+        "calibration",
+        ("calibration", "overlap"),
         subject="locality",
     ),
     "parity": FigureSpec(

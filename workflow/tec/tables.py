@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tec.baselines_table import baselines_table
+from tec.headline_table import headline_table
+from tec.loss_table import loss_table
 from tec.main_table import main_table
 from tec.outcome import Failure, read_records_or_failure, read_verdicts_or_failure
 from tec.quantities import GIB, MIB
-from tec.records import Verdict
+from tec.records import Record, Verdict
 from tec.rows_table import rows_table
 from tec.stats import COLD_STEPS, Interval, paired_ratio
 from tec.summary import (
@@ -41,6 +43,10 @@ TABLES = {
 """Table -> the columns that other tools read."""
 REPLAY_TABLES = {
     "baselines": "row,protocol,vram_limit_gib,arm,flag,value,refused,tg_tps,outcome,evidence",
+    "headline": "row,arm,protocol,capacity,capacity_share,n_expert,vram_gib,vram_limit_gib,"
+    "baseline_arm,baseline_tps,speedup,speedup_lo,speedup_hi,hit_rate",
+    "loss": "row,arm,protocol,capacity,capacity_share,ms_per_token,resident_ms,bound_ms,loss_ms,"
+    "hit_ms,fill_ms,cold_ms,rest_ms",
     "traces": "row,profile,source,seed,tokens,next_token,within_8," + ",".join(LRU),
 }
 """The same for the rows that have the protocol `replay`."""
@@ -50,6 +56,8 @@ LOCALITY_TABLES = {
     "overlap": "row,trace,window,overlap",
 }
 """The same for the rows that have the protocol `locality`; the last one is for figures alone."""
+CALIBRATION_TABLES = {"calibration": "row,text,policy,capacity,hit_rate"}
+"""The same of their calibration, which `tec calibration` makes."""
 
 
 def capacity_table(arms: Sequence[ArmSummary]) -> Table:
@@ -245,6 +253,42 @@ def _not_run(failure: Failure) -> dict[str, Value]:
     }
 
 
+def study_tables(
+    runs: Sequence[Sequence[Record] | Failure],
+    verdicts: Sequence[Sequence[Verdict] | Failure],
+    replays: bool,
+) -> list[Table]:
+    """Return the tables of `TABLES` and, with `replays`, those of `REPLAY_TABLES`.
+
+    Args:
+        runs: each file's records, or the failure in their place; rows keep this order.
+        verdicts: the same of the verdicts.
+        replays: whether the study has the protocol replay.
+    """
+    records = [record for file in runs if not isinstance(file, Failure) for record in file]
+    arms = summarise(records)
+    failures = [file for file in (*runs, *verdicts) if isinstance(file, Failure)]
+    order = [file.row if isinstance(file, Failure) else file[0].row for file in runs if file]
+    models = {record.row: record.model for record in reversed(records)}
+    judged = [file for file in verdicts if not isinstance(file, Failure)]
+    capacity = capacity_table(arms)
+    tables = [
+        main_table(arms, failures, order),
+        capacity,
+        overhead_table(arms),
+        parity_table(verdicts),
+        rows_table(models, judged, failures, order),
+    ]
+    if replays:
+        tables += [
+            headline_table(capacity.rows, arms, judged),
+            loss_table(arms, records),
+            baselines_table(records),
+            traces_table(records),
+        ]
+    return tables
+
+
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec tables`."""
     parser = sub.add_parser("tables", help="make a study's tables from its records and verdicts")
@@ -258,18 +302,4 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _tables(options: argparse.Namespace) -> None:
     runs = [read_records_or_failure(path) for path in options.runs]
     verdicts = [read_verdicts_or_failure(path) for path in options.verdicts]
-    records = [record for file in runs if isinstance(file, list) for record in file]
-    arms = summarise(records)
-    failures = [file for file in (*runs, *verdicts) if isinstance(file, Failure)]
-    order = [file.row if isinstance(file, Failure) else file[0].row for file in runs if file]
-    models = {file[0].row: file[0].model for file in runs if isinstance(file, list) and file}
-    judged = [file for file in verdicts if isinstance(file, list)]
-    tables = (
-        main_table(arms, failures, order),
-        capacity_table(arms),
-        overhead_table(arms),
-        parity_table(verdicts),
-        rows_table(models, judged, failures, order),
-        *([baselines_table(records), traces_table(records)] if options.baselines else []),
-    )
-    write_tables(tables, options.out)
+    write_tables(study_tables(runs, verdicts, options.baselines), options.out)

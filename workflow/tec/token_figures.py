@@ -31,6 +31,8 @@ from tec.stats import COLD_STEPS, Floats, decode_ns, decode_steps, latency_curve
 
 _COLD_SHOWN = 4 * COLD_STEPS
 """Decode steps of a process that the cold-start figure shows."""
+_ROLES = ("without", "least", "middle", "most")
+"""What an arm is on the cold-start figure: without a cache, or by its capacity."""
 _MOST_NUMBERED_LAYERS = 12
 """Cells of the layer figure hold their number up to this many layers."""
 
@@ -72,9 +74,10 @@ def _cold_start(results: Results, protocol: str) -> Figure:
     records = {row: results.records(row, protocol) for row in rows}
     titles = [f"{row}\n{what}" for row in rows for what in ("time per token, ms", "hit rate")]
     figure, axes = panels(titles, across=4, in_column=2)
-    roles = looks(["cache off", "smallest C", "middle C", "largest C"])
+    chosen = {row: _chosen_arms(runs) for row, runs in records.items()}
+    roles = looks(_ROLES)
     for row, time_axis, hit_axis in zip(rows, axes[::2], axes[1::2], strict=True):
-        for role, runs in _chosen_arms(records[row]).items():
+        for role, runs in chosen[row].items():
             _cold_lines(time_axis, hit_axis, runs, roles[role])
         for axis in (time_axis, hit_axis):
             axis.axvspan(0, COLD_STEPS, color="0.93", linewidth=0, zorder=0)
@@ -83,10 +86,27 @@ def _cold_start(results: Results, protocol: str) -> Figure:
         hit_axis.set_ylim(0, 1.03)
         percent_axis(hit_axis.yaxis)
     label_axes(axes, "decoded token")
-    add_legend(figure, [handle(role, look._replace(marker="")) for role, look in roles.items()])
+    drawn = {role: [arms[role] for arms in chosen.values() if role in arms] for role in _ROLES}
+    lines = {role: look._replace(marker="") for role, look in roles.items() if drawn[role]}
+    add_legend(figure, [handle(_role_title(drawn[role]), look) for role, look in lines.items()])
     failed = list(results.failures("full"))
     label_functional(figure, NOT_EVIDENCE, _functional(records), rows, failed)
     return figure
+
+
+def _role_title(arms: Sequence[Sequence[Record]]) -> str:
+    """Return what the arms of several rows that play one role have in common."""
+    first = [runs[0] for runs in arms]
+    counts = {slots(record) for record in first}
+    if counts == {None}:
+        return (
+            "whole model in VRAM"
+            if all(record.arm == "resident" for record in first)
+            else "cache off"
+        )
+    shares = sorted({(slots(record) or 0) / record.model.n_expert for record in first})
+    ends = " to ".join(f"{100 * share:.3g} %" for share in dict.fromkeys((shares[0], shares[-1])))
+    return f"C = {counts.pop()} ({ends} of N)" if len(counts) == 1 else f"C = {ends} of N"
 
 
 def layers(results: Results) -> Figure:
@@ -137,18 +157,17 @@ def _steady_ms(runs: Sequence[Record]) -> Floats:
 
 
 def _chosen_arms(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the arms of a cold-start panel by role: off, smallest, middle and largest capacity."""
+    """Return the arms of a cold-start panel by role; one arm may be all that there is for two."""
     arms = by_capacity(records)
     cached = [arm for arm, runs in arms.items() if slots(runs[0]) is not None]
     without = [arm for arm in arms if arm not in cached]
-    named = [arm for arm in ("off", "resident") if arm in without]
-    chosen = {"cache off": (named or without)[0]} if without else {}
+    named = [arm for arm in without if arm in ("off", "resident")]
+    if records[0].protocol != "replay":  # there the others had less memory
+        named += without
+    chosen = {"without": named[0]} if named else {}
     if cached:
-        chosen |= {
-            "smallest C": cached[0],
-            "middle C": cached[(len(cached) - 1) // 2],
-            "largest C": cached[-1],
-        }
+        least, middle, most = cached[0], cached[(len(cached) - 1) // 2], cached[-1]
+        chosen |= {"least": least, "middle": middle, "most": most}
     return {role: arms[arm] for role, arm in chosen.items()}
 
 

@@ -16,7 +16,7 @@ from tec.outcome import Failure, read_records_or_failure
 from tec.paths import RESULTS
 from tec.records import PROBE
 from tec.selection import Selection, add_study_arguments, select_study
-from tec.tables import LOCALITY_TABLES, REPLAY_TABLES, TABLES
+from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, REPLAY_TABLES, TABLES
 from tec.verdicts import ENFORCED, PAST
 
 MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-", ".npy": b"\x93NUMPY"}
@@ -84,7 +84,7 @@ def _filled(path: Path, columns: list[str]) -> Iterator[str]:
 
 def _locality(results: Path, rows: Iterable[str]) -> Iterator[str]:
     """Yield what is missing of the locality study."""
-    for name, columns in LOCALITY_TABLES.items():
+    for name, columns in (LOCALITY_TABLES | CALIBRATION_TABLES).items():
         yield from _filled(results / "tables" / f"{name}.csv", columns.split(","))
     path = results / "tables" / "locality.csv"
     seen = {(line["row"], line["trace"]) for line in _rows(path)}
