@@ -60,7 +60,7 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml
 	    echo "  next: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "installing the Python environment into $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv --clear $(VENV)
-	awk '/^[^ ]/ { n++ } { print > "$(VENV)/requirements." n % 2 }' $(REQUIREMENTS)
+	awk '/^[^ ]/ { n++ } { print > ("$(VENV)/requirements." n % 2) }' $(REQUIREMENTS)
 	ls $(VENV)/requirements.* | xargs -P 2 -n 1 $(PIP) --require-hashes -r
 	$(PIP) --no-build-isolation --editable .
 	@echo "$(CURDIR) $$($(BIN)/python --version)" > $@

@@ -89,7 +89,8 @@ def test_build_made_by_hand_has_a_manifest(
     assert checked == [tmp_path / "tree"]
     assert (made.series_hash, made.by_hand) == ("7" * 64, True)
     assert (made.target, made.bin_dir) == ("sm_90", tmp_path / "build" / "bin")
-    assert set(made.binaries) == {"llama-expert-bench", "llama-bench", "llama-perplexity"}
+    programs = {"llama-expert-bench", "llama-bench", "llama-perplexity", "llama-router-trace"}
+    assert set(made.binaries) == programs
     assert set(made.libraries) == {"libllama.so"}
     assert made.cmake_args == ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_CUDA=ON"]
     assert made.compiler == "unknown"

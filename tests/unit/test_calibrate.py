@@ -21,6 +21,8 @@ from tec.cli import main
 from tec.pin_list import most_used, read_pin_list
 from tec.routing_trace import read_trace
 
+pytestmark = pytest.mark.usefixtures("apart")
+
 TOOL = '''
 """Every word is a token; its length says which experts it selects."""
 import os, struct, sys, time
@@ -259,6 +261,26 @@ def test_a_failed_row_hands_its_failure_on(build: Path, folder: Path) -> None:
         assert (found["row"], found["what"]) == ("toy", "no space")
 
 
+def test_what_no_calibration_wrote_is_not_overwritten(
+    build: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pins = folder / "pins.txt"
+    pins.write_text("by hand")
+    assert main(arguments(build)) != 0
+    assert "no calibration left like this" in capsys.readouterr().err
+    assert (pins.read_text(), calls(build)) == ("by hand", [])
+
+
+def test_the_prompt_is_not_overwritten(
+    build: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = build.parent / "text.txt"
+    before = text.read_bytes()
+    assert main([*arguments(build), "--out", str(text)]) != 0
+    assert "two files have the same name" in capsys.readouterr().err
+    assert text.read_bytes() == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing_and_stops_the_tool(
     build: Path, folder: Path, number: signal.Signals
@@ -276,7 +298,7 @@ def test_interrupted_it_leaves_nothing_and_stops_the_tool(
     process.send_signal(number)
     assert process.wait(10) == 128 + number
     assert not list(folder.iterdir())
-    assert not list((build.parent / "tmp").iterdir())
+    assert {path.name for path in (build.parent / "tmp").iterdir()} <= {"tec-measure.lock"}
 
 
 def test_the_built_in_prompt_is_long_enough_for_the_largest_models() -> None:

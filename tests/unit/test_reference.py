@@ -26,8 +26,26 @@ KEPT = next(REFERENCE.glob(f"*/replicas/runs/{ROW}.replay.jsonl")).parents[1]
 NAMES = (f"{ROW}.replay.jsonl", f"{ROW}.parity.jsonl")
 
 
+FOLDERS = re.compile(r"""["'= ]/(?:home|mnt|root|srv|tmp|work)/""")
+
+
 def test_what_is_kept_is_what_its_records_give() -> None:
     assert drift() == [], "run: tec reference rebuild"
+
+
+def test_what_is_kept_names_no_folder_of_a_machine() -> None:
+    found = [path for path in REFERENCE.rglob("*.jsonl") if FOLDERS.search(path.read_text())]
+    assert not found
+
+
+def test_folders_are_left_out_of_messages_too(results: Path, tmp_path: Path) -> None:
+    path = next((results / "runs").glob("*.replay.jsonl"))
+    message = "cannot load '/home/somebody/models/toy.gguf'"
+    change(path, lambda record: record["result"].update(error=message))
+    target = keep(results, tmp_path / "reference", functional=True, incomplete=True)[0]
+    kept = (target / "runs" / path.name).read_text()
+    assert "somebody" not in kept
+    assert "cannot load 'toy.gguf'" in kept
 
 
 @pytest.fixture(scope="module")

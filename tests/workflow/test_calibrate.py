@@ -58,7 +58,7 @@ def held_out(decode: Decode, tmp_path_factory: pytest.TempPathFactory) -> Routin
 def pins(build_manifest: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `tec calibrate` makes of the shipped model and the built-in prompt."""
     out = tmp_path_factory.mktemp("pins") / "pins.txt"
-    assert main(["calibrate", str(MODEL), "--out", str(out)]) == 0
+    assert main(["calibrate", str(MODEL), "--wait", "300", "--out", str(out)]) == 0
     return out
 
 

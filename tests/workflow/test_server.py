@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from llama_server import Server, serve
+from tec.build import Manifest, load_manifest
 from tec.gguf_file import Geometry, read_geometry
-from tec.paths import ROOT, build_dir
+from tec.paths import ROOT, build_server_manifest
 
 MODEL = ROOT / "models" / "pydoc-moe" / "pydoc-moe.gguf"
 PROMPTS = ROOT / "configs" / "prompts" / "pydoc-heldout.jsonl"
@@ -33,11 +34,12 @@ Answer = tuple[str, list[list[float]]]
 
 
 @pytest.fixture(scope="session")
-def program() -> Path:
-    path = build_dir("cpu") / "bin" / "llama-server"
-    if not path.exists():
-        pytest.skip("llama-server is not built: tec build cpu --server")
-    return path
+def program(build_manifest: Manifest) -> Path:
+    """The server of the same patches as the libraries beside it."""
+    made = build_server_manifest("cpu")
+    if not made.exists() or load_manifest(made).series_hash != build_manifest.series_hash:
+        pytest.skip("llama-server is not built from these patches: tec build cpu --server")
+    return build_manifest.bin_dir / "llama-server"
 
 
 @pytest.fixture(scope="session")

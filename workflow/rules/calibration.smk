@@ -29,7 +29,7 @@ rule calibrate:
         machine=WHOLE_MACHINE,
     shell:
         "{TEC} calibrate {input.model} --build {input.build} --prompt {input.prompt}"
-        " --out {output[0]} --trace {output[2]} --log {log} --failure-as-outcome"
+        " --out {output[0]} --trace {output[2]} --log {log} --wait 600 --failure-as-outcome"
 
 
 rule calibration:

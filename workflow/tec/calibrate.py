@@ -28,6 +28,7 @@ from tec.calibration_record import (
     Calibration,
     LayerSummary,
     Origin,
+    read_calibration,
     record_path,
     sha256_text,
     why_stale,
@@ -35,6 +36,7 @@ from tec.calibration_record import (
 from tec.calibration_trace import Recording, record_routing
 from tec.errors import TecError
 from tec.files import sha256_file, write_atomically
+from tec.machine_lock import machine_lock
 from tec.paths import CACHE, ROOT, build_manifest
 from tec.pin_list import PinList, write_pin_list
 from tec.routing_trace import write_trace
@@ -72,7 +74,7 @@ class Job:
         return record_routing(self.model, text, generated, self.manifest, self.log)
 
     def run(self) -> tuple[Recording, PinList]:
-        """Make the list and its record: both, or on an error or interruption neither."""
+        """Make the list, then its record: without one that fits, a list counts as damaged."""
         recording = self.record(self.text, self.generated)
         if warning := check_length(recording.trace):
             print(f"warning: {warning}", file=sys.stderr)
@@ -197,6 +199,9 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--build", type=Path, default=build_manifest("cpu"), help="manifest.json of the build"
     )
     parser.add_argument("--log", type=Path, default=CACHE / "logs" / "calibrate.log")
+    parser.add_argument(
+        "--wait", type=float, default=0, help="seconds to wait for a measurement on this machine"
+    )
     outcome.add_argument(parser)
     parser.set_defaults(run=_run)
 
@@ -237,10 +242,27 @@ def _calibrate(options: argparse.Namespace) -> None:
         return
     if stale and job.out.exists():
         print(f"{job.out} is stale ({stale}): calibrating again", file=sys.stderr)
-    recording, pins = job.run()
+    _check_outputs(job)
+    with machine_lock(f"calibrating {model.name}", options.wait):
+        recording, pins = job.run()
+        other = job.record(held_out) if held_out is not None else None
     _tell(job, recording)
-    if held_out is not None:
-        _compare(recording, job.record(held_out), pins)
+    if other is not None:
+        _compare(recording, other, pins)
+
+
+def _check_outputs(job: Job) -> None:
+    """Raise a TecError if something that `tec calibrate` did not write would be lost."""
+    if job.out in (job.prompt, job.trace):
+        raise TecError("two files have the same name", job.out, "choose another --out")
+    if not job.out.exists() or outcome.failure_in(job.out):
+        return
+    try:
+        read_calibration(job.out)
+    except TecError as error:
+        hint = "choose another --out, or remove the file"
+        what = f"there is a file that no calibration left like this: {error.what}"
+        raise TecError(what, job.out, hint) from error
 
 
 def _tell(job: Job, recording: Recording) -> None:

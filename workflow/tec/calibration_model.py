@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from gguf import GGUFReader
 from tec.config import load_row
 from tec.gguf_file import Geometry, ModelInfo, read_geometry, split_paths
 from tec.measure import check_parts
-from tec.models import read_model, resolve_model
+from tec.models import joint_hash, read_model, resolve_model
 from tec.paths import ROOT
 from tec.verified import sha256_of
 
@@ -92,8 +91,4 @@ def _hash(path: Path) -> str:
     """Return the SHA-256 of a model file, for a split model that of the list of its parts."""
     count = _PARTS.search(path.name)
     parts = split_paths(path, int(count[1]) if count else 1)
-    hashes = [sha256_of(part, lambda: None) for part in parts]
-    if len(parts) == 1:
-        return hashes[0]
-    lines = [f"{sha256}  {part.name}\n" for sha256, part in zip(hashes, parts, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return joint_hash([(part.name, sha256_of(part, lambda: None)) for part in parts])

@@ -55,7 +55,7 @@ def resolve_model(
         variant=variant,
         path=parts[0].path,
         bytes=sum(part.bytes for part in parts),
-        sha256=_joint_hash(parts),
+        sha256=joint_hash([(PurePath(part.path).name, part.sha256) for part in parts]),
         parts=tuple(parts),
         routing=_routing(ROOT / parts[0].path) if variant == "miniature" else None,
         **geometry.model_dump(),
@@ -176,11 +176,15 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
-def _joint_hash(parts: Sequence[Part]) -> str:
-    """Return the file's SHA-256; of a split model, that of the list of its parts."""
+def joint_hash(parts: Sequence[tuple[str, str]]) -> str:
+    """Return the file's SHA-256; of a split model, that of the list of its parts.
+
+    Args:
+        parts: name and SHA-256 of each.
+    """
     if len(parts) == 1:
-        return parts[0].sha256
-    lines = [f"{part.sha256}  {PurePath(part.path).name}\n" for part in parts]
+        return parts[0][1]
+    lines = [f"{sha256}  {name}\n" for name, sha256 in parts]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tec.calibration_table import FOLDER as CALIBRATION
+from tec.calibration_table import write_calibration_table
 from tec.config import load_study
 from tec.errors import TecError
 from tec.figure_data import Subject
@@ -41,8 +44,8 @@ _SUBJECTS: Mapping[str, Subject] = {
 }
 """Protocol -> what figures it gives."""
 
-_ABSOLUTE = re.compile(rb'"/(?:[^"/\\]*/)*([^"/\\]+)"')
-"""A JSON string that is an absolute path, and its last part."""
+_ABSOLUTE = re.compile(rb"""(["'])/(?:[^"'/\\]*/)*([^"'/\\]+)\1""")
+"""An absolute path in quotes, as a JSON string or in a message, and its last part."""
 
 Runs = Mapping[Path, Sequence[Record]]
 """Files of records with what is in them, row by row."""
@@ -80,10 +83,14 @@ def make_tables(folder: Path) -> None:
     traced = [found[0].row for found in runs.values() if found[0].protocol == "locality"]
     if traced:
         write_locality_tables(folder, traced)
+        write_calibration_table(folder, traced)
 
 
 def rebuild(folder: Path) -> None:
-    """Make tables and figures of a kept study from its records."""
+    """Make tables and figures of a kept study from its records, and nothing else."""
+    read_runs(folder)  # or there is nothing to make them from
+    for made in ("tables", "figures", "verdicts"):
+        shutil.rmtree(folder / made, ignore_errors=True)
     make_tables(folder)
     runs = read_runs(folder)
     subjects = {_SUBJECTS[protocol] for protocol in _protocols(runs) & _SUBJECTS.keys()}
@@ -114,10 +121,15 @@ def _lines_by_name(tables: Path) -> dict[str, list[str]]:
 
 
 def _take_over(runs: Runs, source: Path, folder: Path) -> None:
-    """Copy files of records, and the traces of their rows, into a study's folder."""
+    """Copy files of records, and the recorded routing of their rows, into a study's folder."""
     rows = {records[0].row for records in runs.values()}
-    traces = [path for row in rows for path in (source / "traces").glob(f"{row}.*.npy")]
-    contents = {path: path.read_bytes() for path in traces} | {
+    routing = [
+        path
+        for row in rows
+        for place in ("traces", CALIBRATION)
+        for path in (source / place).glob(f"{row}.*")
+    ]
+    contents = {path: path.read_bytes() for path in routing} | {
         path: _published(path) for path in runs
     }
     for path, content in contents.items():
@@ -132,7 +144,7 @@ def _published(path: Path) -> bytes:
     A program or model outside the project is named by its absolute path, which says nothing to
     others, and may say who measured: of such a path the file's name stays. Nothing is made from it.
     """
-    return _ABSOLUTE.sub(rb'"\1"', path.read_bytes())
+    return _ABSOLUTE.sub(rb"\1\2\1", path.read_bytes())
 
 
 def keep(

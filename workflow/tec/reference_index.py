@@ -10,6 +10,8 @@ from tec.records import PROBE, Record, read_records
 from tec.table import Table, Value, to_csv
 
 INDEX = "index.csv"
+_REPEATED = ("prompts", "random", "replay")
+"""Protocols that are measured in rounds."""
 _KEYS = (
     *("folder", "study", "device", "vram_gib", "pcie_gen", "pcie_width", "driver", "cuda"),
     *("rows", "rounds", "evidence", "llama_cpp", "series"),
@@ -46,7 +48,7 @@ def _line(folder: Path) -> dict[str, Value]:
         "driver": gpu.driver if gpu else None,
         "cuda": _all(record.build.cuda or "" for record in records),
         "rows": len({record.row for record in records}),
-        "rounds": min(_rounds(file) for file in files if file[0].protocol != "parity"),
+        "rounds": min(map(_rounds, (f for f in files if f[0].protocol in _REPEATED)), default=0),
         "evidence": "gpu" if all(r.evidence == "gpu" for r in records) else "functional",
         "llama_cpp": _all(record.build.commit[:7] for record in records),
         "series": _all(record.build.series_hash[:12] for record in records),

@@ -527,8 +527,9 @@ void llama_expert_cache::allocate_what_fits(int32_t wanted) {
     while (const auto lacks = allocate(wanted)) {
         const int32_t largest = std::min(capacity_that_fits(), wanted - std::max(1, wanted/16));
         if (requested != LLAMA_EXPERT_CACHE_AUTO || largest < n_expert_used) {
+            const std::string otherwise = largest < n_expert_used ? "" : format(", or choose a capacity of at most %d", largest);
             throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s, although there was room for them a moment ago: "
-                    "stop what else uses this memory or choose a smaller capacity", wanted, ggml_backend_buft_name(lacks)));
+                    "stop what else uses this memory%s", wanted, ggml_backend_buft_name(lacks), otherwise.c_str()));
         }
         LLAMA_LOG_WARN("expert cache: cannot allocate %d slots in %s, although there was room for them a moment ago: trying %d\n",
             wanted, ggml_backend_buft_name(lacks), largest);
