@@ -15,6 +15,9 @@ extern "C" {
 //
 // Terms: store = where all experts live, slot = room for one expert, pinned = a slot whose expert never leaves.
 
+// at most this many tensors (gate, up, down, and their biases) are filled together
+#define GGML_EXPERT_CACHE_MAX_WEIGHTS 6
+
 // state of one layer; n_pinned slots at the front never change their expert
 struct ggml_expert_cache_state {
     struct ggml_tensor * table;    // I32 [n_expert]       slot of each expert, -1 = not resident
@@ -29,11 +32,12 @@ enum ggml_expert_cache_counter {
     GGML_EXPERT_CACHE_HITS,   // accesses to resident experts
     GGML_EXPERT_CACHE_MISSES, // accesses that put an expert on the fill list
 
-    GGML_EXPERT_CACHE_N_COUNTERS,
-};
+    // for a back end that reads slots while others are filled
+    GGML_EXPERT_CACHE_TO_FILL,
+    GGML_EXPERT_CACHE_FILLED, // of each tensor
 
-// at most this many tensors (gate, up, down, and their biases) are filled together
-#define GGML_EXPERT_CACHE_MAX_WEIGHTS 6
+    GGML_EXPERT_CACHE_N_COUNTERS = GGML_EXPERT_CACHE_FILLED + GGML_EXPERT_CACHE_MAX_WEIGHTS,
+};
 
 #define GGML_EXPERT_GATHER_PADDING 512 // bytes, or an expert if that is less
 

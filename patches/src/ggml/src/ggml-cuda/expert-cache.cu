@@ -13,6 +13,8 @@ void   ggml_cuda_op_expert_resolve(ggml_backend_cuda_context &, ggml_tensor *) {
 void   ggml_cuda_op_expert_fill(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
 void   ggml_cuda_op_expert_gather(ggml_backend_cuda_context &, ggml_tensor *) { GGML_ABORT("not supported"); }
 bool   ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context &, const ggml_cgraph *, int) { return false; }
+bool   ggml_cuda_expert_resolve_quantize(ggml_backend_cuda_context &, const ggml_tensor *, const ggml_tensor *, void *, int64_t) { return false; }
+ggml_cuda_expert_wait ggml_cuda_get_expert_wait(const ggml_backend_cuda_context &, const ggml_tensor *, const ggml_tensor *, const ggml_tensor *, bool) { return {}; }
 bool   ggml_cuda_expert_fill_needs_sync(const ggml_tensor *) { return false; }
 void * ggml_backend_cuda_expert_store_map(void *, size_t) { return nullptr; }
 void   ggml_backend_cuda_expert_store_unmap(void *) {}
@@ -52,17 +54,41 @@ struct fill_args {
         int          vec; // see copy_width
     } weights[GGML_EXPERT_CACHE_MAX_WEIGHTS];
 
-    int n_weights;
+    int  n_weights;
+    bool early; // the next kernel starts before all is copied and waits for what it reads, see ggml_cuda_expert_wait
+};
+
+// The activations that the product with the experts reads, to be quantised beside the resolve: like this a layer has as many
+// kernels as without the cache. A grid of [ne3][ne2][ne1][ne0] values, of which the first n of a row are those of x.
+struct quantize_args {
+    const float * x;
+    block_q8_1  * y;
+    int64_t       s1;
+    int64_t       s2;
+    int64_t       s3;
+    int           n;
+    int           ne0;
+    int           ne1;
+    int           ne2;
+    int           n_total; // 0 = there is nothing to quantise
+};
+
+// the experts that the tokens of a step use
+struct id_list {
+    const char * data;
+    int64_t      nb0;
+    int64_t      nb1;
+    int          n_used; // by a token
+    int          n;
+
+    __device__ int32_t operator[](const int i) const {
+        return *(const int32_t *) (data + (i/n_used)*nb1 + (i%n_used)*nb0);
+    }
 };
 
 // state of one layer and the ids of a step, see ggml_expert_cache_state
 struct resolve_args {
-    const char * ids;
-    int64_t      nb0;
-    int64_t      nb1;
-    int          n_used;
-    int          n_ids;
-
+    id_list   ids;
     int32_t * slots; // result
 
     int32_t * table;
@@ -86,11 +112,11 @@ static __device__ __forceinline__ T load_from_host(const T * x) {
     return __ldcs(x); // read once
 }
 
-// the blocks along x copy one expert of one tensor
+// the first n_blocks blocks along x copy one expert of one tensor
 template <typename T>
-static __device__ __forceinline__ void copy_expert(const char * src, char * dst, const int64_t nb) {
+static __device__ __forceinline__ void copy_expert(const char * src, char * dst, const int64_t nb, const int n_blocks) {
     const int64_t n      = nb/sizeof(T);
-    const int64_t stride = (int64_t) gridDim.x*blockDim.x;
+    const int64_t stride = (int64_t) n_blocks*blockDim.x;
 
     for (int64_t i0 = (int64_t) blockIdx.x*blockDim.x + threadIdx.x; i0 < n; i0 += CUDA_EXPERT_CACHE_UNROLL*stride) {
         T tmp[CUDA_EXPERT_CACHE_UNROLL];
@@ -110,19 +136,17 @@ static __device__ __forceinline__ void copy_expert(const char * src, char * dst,
 }
 
 // vec: bytes that are copied at once
-static __device__ void copy_expert(const char * src, char * dst, const int64_t nb, const int vec) {
+static __device__ void copy_expert(const char * src, char * dst, const int64_t nb, const int vec, const int n_blocks) {
     switch (vec) {
-        case 16: copy_expert<uint4>   (src, dst, nb); break;
-        case  4: copy_expert<uint32_t>(src, dst, nb); break;
-        default: copy_expert<uint8_t> (src, dst, nb); break;
+        case 16: copy_expert<uint4>   (src, dst, nb, n_blocks); break;
+        case  4: copy_expert<uint32_t>(src, dst, nb, n_blocks); break;
+        default: copy_expert<uint8_t> (src, dst, nb, n_blocks); break;
     }
 }
 
-static __device__ void fill_slot(const fill_args & args, const int32_t expert, const int32_t slot) {
-    for (int w = 0; w < args.n_weights; ++w) {
-        const int64_t nb = args.weights[w].nb;
-        copy_expert(args.weights[w].store + expert*nb, args.weights[w].cache + slot*nb, nb, args.weights[w].vec);
-    }
+static __device__ void fill_slot(const fill_args & args, const int w, const int32_t expert, const int32_t slot, const int n_blocks) {
+    const int64_t nb = args.weights[w].nb;
+    copy_expert(args.weights[w].store + expert*nb, args.weights[w].cache + slot*nb, nb, args.weights[w].vec, n_blocks);
 }
 
 static __global__ void __launch_bounds__(CUDA_EXPERT_CACHE_BLOCK_SIZE, 1)
@@ -131,8 +155,10 @@ expert_fill(const fill_args args, const int32_t * fills) {
     ggml_cuda_pdl_sync();
 
     const int n = fills[0];
-    for (int i = 1; i <= n; ++i) {
-        fill_slot(args, fills[2*i + 0], fills[2*i + 1]);
+    for (int w = 0; w < args.n_weights; ++w) {
+        for (int i = 1; i <= n; ++i) {
+            fill_slot(args, w, fills[2*i + 0], fills[2*i + 1], gridDim.x);
+        }
     }
 }
 
@@ -152,7 +178,7 @@ struct step_state {
 };
 
 static size_t step_state_size(const resolve_args & args) {
-    return args.n_slots*sizeof(int64_t) + (args.n_expert + 3*args.n_ids)*sizeof(int32_t);
+    return args.n_slots*sizeof(int64_t) + (args.n_expert + 3*args.ids.n)*sizeof(int32_t);
 }
 
 // Reads the state as the last step left it, before the kernel waits for its predecessor. Kernels that let their successor
@@ -163,8 +189,8 @@ static __device__ step_state load_state(const resolve_args & args, int64_t * sha
     step.stamp  = shared;
     step.table  = (int32_t *) (step.stamp + args.n_slots);
     step.expert = step.table  + args.n_expert;
-    step.slot   = step.expert + args.n_ids;
-    step.miss   = step.slot   + args.n_ids;
+    step.slot   = step.expert + args.ids.n;
+    step.miss   = step.slot   + args.ids.n;
     step.clock  = args.counters[GGML_EXPERT_CACHE_CLOCK];
     step.n_miss = 0;
 
@@ -178,15 +204,11 @@ static __device__ step_state load_state(const resolve_args & args, int64_t * sha
     return step;
 }
 
-static __device__ const int32_t * id_address(const resolve_args & args, const int i) {
-    return (const int32_t *) (args.ids + (i/args.n_used)*args.nb1 + (i%args.n_used)*args.nb0);
-}
-
 // whether an expert is missed, the same for all threads of the block
 static __device__ bool look_up(const resolve_args & args, step_state & step) {
     bool missed = false;
-    for (int i = threadIdx.x; i < args.n_ids; i += blockDim.x) {
-        const int32_t expert = *id_address(args, i);
+    for (int i = threadIdx.x; i < args.ids.n; i += blockDim.x) {
+        const int32_t expert = args.ids[i];
         const int32_t slot   = step.table[expert];
         step.expert[i] = expert;
         step.slot[i]   = slot;
@@ -218,20 +240,20 @@ static __device__ int warp_argmin(const int64_t * values, const int n) {
 
 // gives each missed expert a slot, in the order of the first access
 static __device__ void choose_victims(const resolve_args & args, step_state & step) {
-    for (int i = threadIdx.x; i < args.n_ids; i += blockDim.x) {
+    for (int i = threadIdx.x; i < args.ids.n; i += blockDim.x) {
         if (step.slot[i] >= 0) {
             step.stamp[step.slot[i]] = LLONG_MAX; // in use by the step
         }
     }
     __syncthreads();
 
-    for (int i = 0; i < args.n_ids; ++i) {
+    for (int i = 0; i < args.ids.n; ++i) {
         if (step.slot[i] >= 0) {
             continue;
         }
         const int victim = warp_argmin(step.stamp, args.n_slots);
         __syncthreads(); // all threads have read slot[i] and stamp
-        for (int j = i + threadIdx.x; j < args.n_ids; j += blockDim.x) {
+        for (int j = i + threadIdx.x; j < args.ids.n; j += blockDim.x) {
             if (step.expert[j] == step.expert[i]) {
                 step.slot[j] = victim;
             }
@@ -248,7 +270,7 @@ static __device__ void choose_victims(const resolve_args & args, step_state & st
 // The threads of one warp or block, of which this is number thread of n_threads, write what the step changes.
 
 static __device__ void write_result(const resolve_args & args, const step_state & step, const int thread, const int n_threads) {
-    for (int i = thread; i < args.n_ids; i += n_threads) {
+    for (int i = thread; i < args.ids.n; i += n_threads) {
         args.slots[i] = step.slot[i];
     }
     for (int m = thread; m < step.n_miss; m += n_threads) {
@@ -261,9 +283,9 @@ static __device__ void write_result(const resolve_args & args, const step_state 
 }
 
 static __device__ void write_state(const resolve_args & args, const step_state & step, const int thread, const int n_threads) {
-    for (int i = thread; i < args.n_ids; i += n_threads) {
+    for (int i = thread; i < args.ids.n; i += n_threads) {
         bool last = true; // access to this expert; the stamp is that one's
-        for (int j = i + args.n_used - i%args.n_used; j < args.n_ids; ++j) { // a token uses an expert once
+        for (int j = i + args.ids.n_used - i%args.ids.n_used; j < args.ids.n; ++j) { // a token uses an expert once
             last = last && step.slot[j] != step.slot[i];
         }
         if (last) {
@@ -280,43 +302,102 @@ static __device__ void write_state(const resolve_args & args, const step_state &
         args.table[expert] = slot;
     }
     if (thread == 0) {
-        args.counters[GGML_EXPERT_CACHE_CLOCK] = step.clock + args.n_ids;
-        atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_HITS],   (unsigned long long) (args.n_ids - step.n_miss));
+        args.counters[GGML_EXPERT_CACHE_CLOCK] = step.clock + args.ids.n;
+        atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_HITS],   (unsigned long long) (args.ids.n - step.n_miss));
         atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_MISSES], (unsigned long long) step.n_miss);
     }
 }
 
 // whether this is the last block to come here; for the threads of one warp
-static __device__ bool is_last_block(const resolve_args & args) {
+static __device__ bool is_last_block(const resolve_args & args, const int n_blocks) {
     int n_before = 0;
     if (threadIdx.x == 0) {
         __threadfence(); // what the block has read it read before
         n_before = atomicAdd(&args.fills[1], 1);
     }
-    const bool last = __shfl_sync(0xFFFFFFFF, n_before, 0, WARP_SIZE) == (int) gridDim.x - 1;
+    const bool last = __shfl_sync(0xFFFFFFFF, n_before, 0, WARP_SIZE) == n_blocks - 1;
     if (last && threadIdx.x == 0) {
         args.fills[1] = 0;
     }
     return last;
 }
 
-// Resolves the ids of a step and copies what is missing.
+// the same values as those of quantize_q8_1
+static __device__ void quantize(const quantize_args & args, const int block) {
+    const int i = block*blockDim.x + threadIdx.x;
+    if (i >= args.n_total) { // a multiple of the warp size
+        return;
+    }
+    const int i0 = i % args.ne0;
+    const int i1 = i / args.ne0 % args.ne1;
+    const int i2 = i / args.ne0 / args.ne1 % args.ne2;
+    const int i3 = i / args.ne0 / args.ne1 / args.ne2;
+
+    const float x    = i0 < args.n ? args.x[i3*args.s3 + i2*args.s2 + i1*args.s1 + i0] : 0.0f;
+    const float amax = warp_reduce_max<QK8_1>(fabsf(x));
+    const float sum  = warp_reduce_sum<QK8_1>(x);
+    const float d    = amax/127.0f;
+
+    block_q8_1 & y = args.y[i/QK8_1];
+    y.qs[i % QK8_1] = amax == 0.0f ? 0 : (int8_t) roundf(x/d);
+    if (i % QK8_1 == 0) {
+        y.ds = make_half2(d, sum);
+    }
+}
+
+// lets the next kernel start, which sees what the warp has written
+static __device__ void let_successor_start() {
+    __threadfence();
+    __syncwarp();
+    ggml_cuda_pdl_lc();
+}
+
+// Copies the misses tensor by tensor and tells how far it is: the kernels that read them need not wait for all.
+static __device__ void fill_and_tell(const resolve_args & args, const step_state & step, const fill_args & fill, const int n_blocks) {
+    for (int w = 0; w < fill.n_weights; ++w) {
+        for (int m = 0; m < step.n_miss; ++m) {
+            fill_slot(fill, w, step.expert[step.miss[m]], step.slot[step.miss[m]], n_blocks);
+        }
+        __syncwarp();
+        if (fill.early && threadIdx.x % WARP_SIZE == 0) {
+            __threadfence();
+            atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_FILLED + w], 1ull);
+        }
+    }
+}
+
+// Resolves the ids of a step and copies what is missing; further blocks quantise the activations.
 //
 // Every block reads the state and comes to the same list of misses, so none waits for another. If there are misses, the
 // last block to have read the state writes the new one. If there are none, block 0 does: what the others read and it
 // writes, the stamps, matters only to a step with misses.
 static __global__ void __launch_bounds__(CUDA_EXPERT_CACHE_BLOCK_SIZE, 1)
-expert_resolve_fill(const resolve_args args, const fill_args fill) {
+expert_resolve_fill(const resolve_args args, const fill_args fill, const quantize_args activations, const int n_blocks) {
     extern __shared__ int64_t shared[];
 
-    ggml_cuda_pdl_lc();
+    if (!fill.early) {
+        ggml_cuda_pdl_lc();
+    }
+    if ((int) blockIdx.x >= n_blocks) {
+        ggml_cuda_pdl_sync();
+        quantize(activations, blockIdx.x - n_blocks);
+        if (fill.early) {
+            __threadfence();
+        }
+        return;
+    }
+
     step_state step = load_state(args, shared);
+    const int64_t to_fill = args.counters[GGML_EXPERT_CACHE_TO_FILL];
     ggml_cuda_pdl_sync();
 
     if (!look_up(args, step)) {
         if (blockIdx.x == 0) {
             write_result(args, step, threadIdx.x, blockDim.x);
-            write_state (args, step, threadIdx.x, blockDim.x);
+            if (fill.early) {
+                __threadfence();
+            }
+            write_state(args, step, threadIdx.x, blockDim.x);
         }
         return;
     }
@@ -326,14 +407,18 @@ expert_resolve_fill(const resolve_args args, const fill_args fill) {
     if (threadIdx.x < WARP_SIZE) { // the others copy already
         if (blockIdx.x == 0) {
             write_result(args, step, threadIdx.x, WARP_SIZE);
+            if (fill.early && threadIdx.x == 0) {
+                args.counters[GGML_EXPERT_CACHE_TO_FILL] = to_fill + n_blocks*(CUDA_EXPERT_CACHE_BLOCK_SIZE/WARP_SIZE);
+            }
         }
-        if (is_last_block(args)) {
+        if (fill.early) {
+            let_successor_start();
+        }
+        if (is_last_block(args, n_blocks)) {
             write_state(args, step, threadIdx.x, WARP_SIZE);
         }
     }
-    for (int m = 0; m < step.n_miss; ++m) {
-        fill_slot(fill, step.expert[step.miss[m]], step.slot[step.miss[m]]);
-    }
+    fill_and_tell(args, step, fill, n_blocks);
 }
 
 //
@@ -341,11 +426,7 @@ expert_resolve_fill(const resolve_args args, const fill_args fill) {
 //
 
 struct gather_args {
-    const char    * ids;
-    int64_t         nb0;
-    int64_t         nb1;
-    int             n_used;
-    int             n_ids;
+    id_list         ids;
     const int32_t * table;
     const char    * cache;
     const char    * store;
@@ -369,8 +450,8 @@ expert_gather(const gather_args args) {
         used_before = false;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < args.n_ids; i += blockDim.x) {
-        const int32_t id = *(const int32_t *) (args.ids + (i/args.n_used)*args.nb1 + (i%args.n_used)*args.nb0);
+    for (int i = threadIdx.x; i < args.ids.n; i += blockDim.x) {
+        const int32_t id = args.ids[i];
         if (id == expert) {
             used = true;
         } else if (id == expert - 1) {
@@ -382,7 +463,7 @@ expert_gather(const gather_args args) {
     char * dst = args.dst + expert*args.nb;
     if (used) {
         const int32_t slot = args.table[expert];
-        copy_expert(slot >= 0 ? args.cache + slot*args.nb : args.store + expert*args.nb, dst, args.nb, args.vec);
+        copy_expert(slot >= 0 ? args.cache + slot*args.nb : args.store + expert*args.nb, dst, args.nb, args.vec, gridDim.x);
     } else if (used_before && blockIdx.x == 0) {
         for (int64_t i = threadIdx.x; i < min(args.nb, (int64_t) GGML_EXPERT_GATHER_PADDING); i += blockDim.x) {
             dst[i] = 0;
@@ -400,16 +481,21 @@ static int copy_width(const void * a, const void * b, const void * c, const size
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 1;
 }
 
+static id_list get_ids(const ggml_tensor * ids) {
+    return {
+        /*.data   =*/ (const char *) ids->data,
+        /*.nb0    =*/ (int64_t) ids->nb[0],
+        /*.nb1    =*/ (int64_t) ids->nb[1],
+        /*.n_used =*/ (int) ids->ne[0],
+        /*.n      =*/ (int) ggml_nelements(ids),
+    };
+}
+
 static resolve_args get_resolve_args(const ggml_tensor * dst) {
-    const ggml_tensor             * ids   = dst->src[0];
-    const ggml_expert_cache_state   state = ggml_expert_resolve_state(dst);
+    const ggml_expert_cache_state state = ggml_expert_resolve_state(dst);
 
     return {
-        /*.ids      =*/ (const char *) ids->data,
-        /*.nb0      =*/ (int64_t) ids->nb[0],
-        /*.nb1      =*/ (int64_t) ids->nb[1],
-        /*.n_used   =*/ (int) ids->ne[0],
-        /*.n_ids    =*/ (int) ggml_nelements(ids),
+        /*.ids      =*/ get_ids(dst->src[0]),
         /*.slots    =*/ (int32_t *) dst->data,
         /*.table    =*/ (int32_t *) state.table->data,
         /*.owner    =*/ (int32_t *) state.owner->data,
@@ -436,11 +522,13 @@ static fill_args get_fill_args(const ggml_tensor * dst) {
     return args;
 }
 
-static void launch_resolve(ggml_backend_cuda_context & ctx, const resolve_args & args, const fill_args & fill) {
-    const int    n_blocks = fill.n_weights > 0 ? CUDA_EXPERT_CACHE_BLOCKS : 1;
+static void launch_resolve(
+        ggml_backend_cuda_context & ctx, const resolve_args & args, const fill_args & fill, const quantize_args & activations) {
+    const int n_blocks = fill.n_weights > 0 ? CUDA_EXPERT_CACHE_BLOCKS : 1;
+    const int n_quant  = (activations.n_total + CUDA_EXPERT_CACHE_BLOCK_SIZE - 1)/CUDA_EXPERT_CACHE_BLOCK_SIZE;
 
-    const auto params = ggml_cuda_kernel_launch_params(n_blocks, CUDA_EXPERT_CACHE_BLOCK_SIZE, step_state_size(args), ctx.stream());
-    ggml_cuda_kernel_launch(expert_resolve_fill, params, args, fill);
+    const auto params = ggml_cuda_kernel_launch_params(n_blocks + n_quant, CUDA_EXPERT_CACHE_BLOCK_SIZE, step_state_size(args), ctx.stream());
+    ggml_cuda_kernel_launch(expert_resolve_fill, params, args, fill, activations, n_blocks);
 }
 
 // the way when the device cannot read the store
@@ -470,7 +558,7 @@ bool ggml_cuda_expert_cache_supported(const ggml_tensor * op) {
 }
 
 void ggml_cuda_op_expert_resolve(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    launch_resolve(ctx, get_resolve_args(dst), {});
+    launch_resolve(ctx, get_resolve_args(dst), {}, {});
 }
 
 void ggml_cuda_op_expert_fill(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -483,17 +571,12 @@ void ggml_cuda_op_expert_fill(ggml_backend_cuda_context & ctx, ggml_tensor * dst
 }
 
 void ggml_cuda_op_expert_gather(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    const ggml_tensor * ids   = dst->src[0];
     const ggml_tensor * table = dst->src[1];
     const ggml_tensor * cache = dst->src[2];
     const char        * store = ggml_expert_gather_store(dst);
 
     const gather_args args = {
-        /*.ids    =*/ (const char *) ids->data,
-        /*.nb0    =*/ (int64_t) ids->nb[0],
-        /*.nb1    =*/ (int64_t) ids->nb[1],
-        /*.n_used =*/ (int) ids->ne[0],
-        /*.n_ids  =*/ (int) ggml_nelements(ids),
+        /*.ids    =*/ get_ids(dst->src[0]),
         /*.table  =*/ (const int32_t *) table->data,
         /*.cache  =*/ (const char *) cache->data,
         /*.store  =*/ store,
@@ -507,7 +590,59 @@ void ggml_cuda_op_expert_gather(ggml_backend_cuda_context & ctx, ggml_tensor * d
     ggml_cuda_kernel_launch(expert_gather, params, args);
 }
 
+//
+// products with experts in slots
+//
+
+// whether ggml_cuda_mul_mat_vec_q computes the product and its ids come from the fill
+static bool is_mul_mat_vec_q(const ggml_tensor * op, const ggml_tensor * fill) {
+    return op->op == GGML_OP_MUL_MAT_ID && op->src[2] == fill && ggml_is_quantized(op->src[0]->type) &&
+        op->src[1]->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 &&
+        op->ne[2] <= get_mmvq_mmid_max_batch(op->src[0]->type, ggml_cuda_info().devices[ggml_cuda_get_device()].cc);
+}
+
+// index of the first node after node i that does something
+static int next_operation(const ggml_cgraph * cgraph, int i) {
+    for (++i; i < cgraph->n_nodes; ++i) {
+        const ggml_op op = cgraph->nodes[i]->op;
+        if (op != GGML_OP_NONE && op != GGML_OP_RESHAPE && op != GGML_OP_VIEW && op != GGML_OP_PERMUTE && op != GGML_OP_TRANSPOSE) {
+            break;
+        }
+    }
+    return i;
+}
+
+// index of the tensor in the fill, -1 = not one of it
+static int fill_index(const ggml_tensor * fill, const ggml_tensor * weights) {
+    for (int w = 0; w < GGML_EXPERT_CACHE_MAX_WEIGHTS && ggml_expert_fill_cache(fill, w); ++w) {
+        if (ggml_expert_fill_cache(fill, w) == weights) {
+            return w;
+        }
+    }
+    return -1;
+}
+
+// Whether products may run beside the fill of node i: it can have something to do, and all that it fills is read by products
+// that wait for what they need.
+static bool can_be_early(const ggml_cgraph * cgraph, int i) {
+    const ggml_tensor             * fill  = cgraph->nodes[i];
+    const ggml_expert_cache_state   state = ggml_expert_resolve_state(fill->src[0]);
+    if (state.owner->ne[0] >= state.table->ne[0]) {
+        return false;
+    }
+    int n_products = 0;
+    for (++i; i < cgraph->n_nodes && cgraph->nodes[i]->op != GGML_OP_EXPERT_RESOLVE; ++i) {
+        if (is_mul_mat_vec_q(cgraph->nodes[i], fill) && fill_index(fill, cgraph->nodes[i]->src[0]) >= 0) {
+            n_products++;
+        }
+    }
+    return n_products == get_fill_args(fill).n_weights;
+}
+
 bool ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, int i) {
+    ggml_cuda_expert_fill & last = ctx.expert_fill;
+    GGML_ASSERT(last.launched || i <= last.product);
+
     if (i + 1 >= cgraph->n_nodes) {
         return false;
     }
@@ -518,8 +653,60 @@ bool ggml_cuda_try_expert_resolve_fill(ggml_backend_cuda_context & ctx, const gg
             ggml_expert_fill_list(fill) != ggml_expert_resolve_state(resolve).fills || !ggml_expert_fill_mapped(fill)) {
         return false;
     }
-    launch_resolve(ctx, get_resolve_args(resolve), get_fill_args(fill));
+
+    last = {};
+    last.product = next_operation(cgraph, i + 1);
+    if (last.product < cgraph->n_nodes && is_mul_mat_vec_q(cgraph->nodes[last.product], fill)) {
+        last.launched = false;
+        last.early    = can_be_early(cgraph, i + 1);
+    } else {
+        launch_resolve(ctx, get_resolve_args(resolve), get_fill_args(fill), {});
+    }
     return true;
+}
+
+bool ggml_cuda_expert_resolve_quantize(
+        ggml_backend_cuda_context & ctx, const ggml_tensor * ids, const ggml_tensor * x, void * y, int64_t ne0) {
+    if (ctx.expert_fill.launched || !ids || ids->op != GGML_OP_EXPERT_FILL) {
+        return false;
+    }
+    const quantize_args activations = {
+        /*.x       =*/ (const float *) x->data,
+        /*.y       =*/ (block_q8_1 *) y,
+        /*.s1      =*/ (int64_t) (x->nb[1]/sizeof(float)),
+        /*.s2      =*/ (int64_t) (x->nb[2]/sizeof(float)),
+        /*.s3      =*/ (int64_t) (x->nb[3]/sizeof(float)),
+        /*.n       =*/ (int) x->ne[0],
+        /*.ne0     =*/ (int) ne0,
+        /*.ne1     =*/ (int) x->ne[1],
+        /*.ne2     =*/ (int) x->ne[2],
+        /*.n_total =*/ (int) (ne0*x->ne[1]*x->ne[2]*x->ne[3]),
+    };
+    fill_args fill = get_fill_args(ids);
+    fill.early = ctx.expert_fill.early;
+    launch_resolve(ctx, get_resolve_args(ids->src[0]), fill, activations);
+    ctx.expert_fill.launched = true;
+    return true;
+}
+
+ggml_cuda_expert_wait ggml_cuda_get_expert_wait(
+        const ggml_backend_cuda_context & ctx, const ggml_tensor * ids, const ggml_tensor * weights, const ggml_tensor * gate, bool beside_fill) {
+    if (!ids || ids->op != GGML_OP_EXPERT_FILL || !ctx.expert_fill.early) {
+        return {};
+    }
+    const ggml_expert_cache_state state    = ggml_expert_resolve_state(ids->src[0]);
+    const int64_t               * counters = (const int64_t *) state.counters->data;
+    const int                     w        = std::max(fill_index(ids, weights), gate ? fill_index(ids, gate) : -1); // the later one
+    if (w < 0) {
+        return {};
+    }
+
+    return {
+        /*.fills       =*/ (const int32_t *) state.fills->data,
+        /*.to_fill     =*/ counters + GGML_EXPERT_CACHE_TO_FILL,
+        /*.filled      =*/ counters + GGML_EXPERT_CACHE_FILLED + w,
+        /*.beside_fill =*/ beside_fill,
+    };
 }
 
 bool ggml_cuda_expert_fill_needs_sync(const ggml_tensor * op) {
