@@ -14,9 +14,10 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -24,11 +25,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from tec.errors import TecError, disk_is_full
 from tec.quantities import Bytes, Count, ShortHash
-from tec.records import Check, Evidence, Outcome, Protocol
+from tec.records import Check, Evidence, Outcome, Protocol, Record
 
 SCHEMA_VERSION: Final = 2
-"""Schema 1 is the raw record itself (`tec.records`), as in `results/*/runs`: 100,000 of those cannot
-be loaded in seconds. A history may still hold such lines; they are condensed as they are read."""
+"""Schema 1 is the raw record itself (`tec.records`), as in `results/*/runs`: 100,000 of those
+cannot be loaded in seconds. A history may still hold such lines; they are condensed when read."""
 
 Throughput = Annotated[float, Field(gt=0, allow_inf_nan=False, json_schema_extra={"unit": "tok/s"})]
 
@@ -54,6 +55,11 @@ class Values(_Model):
     """What one process launch measured; None where it measured no such thing."""
 
     tg_tps: Throughput | None = Field(default=None, description="decoded tokens per second")
+    step_tps: Throughput | None = Field(
+        default=None,
+        description="of the median decode step: what disturbs some steps of a launch leaves it, "
+        "and so does what slows down rare steps",
+    )
     pp_tps: Throughput | None = Field(default=None, description="prompt tokens per second")
     hits: Count | None = None
     misses: Count | None = None
@@ -147,7 +153,24 @@ def load(path: Path) -> History:
     Raises:
         TecError: a line is no record of a history, or of a newer schema; names it.
     """
-    raise NotImplementedError
+    if not path.exists():
+        return History(path, (), ())
+    with path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+        *lines, tail = file.read().split(b"\n")
+    records: dict[str, HistoryRecord] = {}
+    problems: list[Problem] = []
+    latest: dict[Series, HistoryRecord] = {}
+    for number, line in enumerate(lines, start=1):
+        if (record := _read_line(line, path, number)) is None:
+            problems.append(Problem(number, "torn: an append was killed; what it says is lost"))
+        elif record.id in records:
+            problems.append(Problem(number, f"launch {record.id} stands here twice; counted once"))
+        else:
+            problems.extend(_backwards(record, latest, number))
+            records[record.id] = record
+    if tail:
+        problems.append(Problem(len(lines) + 1, "torn: an append was killed or is running"))
+    return History(path, tuple(records.values()), tuple(problems))
 
 
 def append(path: Path, records: Sequence[HistoryRecord]) -> Appended:
@@ -159,4 +182,133 @@ def append(path: Path, records: Sequence[HistoryRecord]) -> Appended:
     Raises:
         TecError: the file is no history, or the disk is full; the file is left as it was.
     """
-    raise NotImplementedError
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file, _locked(file.fileno(), fcntl.LOCK_EX):
+        file.seek(0)
+        content = file.read()
+        _check_own(content, path)
+        known = set(_IDS.findall(content))
+        new = {r.id: r for r in records if r.id.encode() not in known}
+        lines = b"".join(r.model_dump_json(by_alias=True).encode() + b"\n" for r in new.values())
+        if lines:
+            torn = content and not content.endswith(b"\n")
+            _write(path, file, b"\n" + lines if torn else lines)
+    return Appended(len(new), len(records) - len(new))
+
+
+_IDS = re.compile(
+    rb'^{"schema":%d,"id":"([0-9a-f]{16})".*(?:null}}|}}})$' % SCHEMA_VERSION, re.MULTILINE
+)
+"""Finds the ids of whole lines: what a torn one says is lost, and may be appended again."""
+
+
+@contextmanager
+def _locked(descriptor: int, how: int) -> Iterator[None]:
+    """Hold the file's lock; it ends with the process, even a killed one."""
+    fcntl.flock(descriptor, how)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _write(path: Path, file: FileIO, lines: bytes) -> None:
+    """Write everything in one call and wait for the disk; leave nothing of it on a full one."""
+    before = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(lines) != len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        os.ftruncate(file.fileno(), before)
+        raise TecError(
+            "the disk is full: nothing was appended", path, "free some space and append again"
+        ) from error
+
+
+def _check_own(content: bytes, path: Path) -> None:
+    """Raise a TecError unless a file is empty or its first whole line belongs to a history."""
+    first, end, _ = content.partition(b"\n")
+    if end:
+        _read_line(first, path, 1)
+
+
+def _read_line(line: bytes, path: Path, number: int) -> HistoryRecord | None:
+    """Return the record of a line; None of a torn one."""
+    try:
+        return HistoryRecord.model_validate_json(line)
+    except ValidationError as error:
+        problem = error
+    try:
+        values = json.loads(line)
+    except ValueError:
+        if line.startswith(_BEGINNING):
+            return None
+        raise _foreign("this is no JSON", path, number) from None
+    try:
+        return migrate(values, f"{path}, line {number}")
+    except ValidationError as error:
+        problem = error
+    first = problem.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    raise _foreign(f"{place + ': ' if place else ''}{first['msg']}", path, number)
+
+
+_BEGINNING = b"{"
+"""Of every line: what is torn still begins so."""
+
+
+def migrate(values: Any, where: str) -> HistoryRecord:
+    """Return a parsed line of any schema up to the present one as a record.
+
+    Raises:
+        TecError: its schema is newer.
+        ValidationError: it is not of the schema it names, or names none.
+    """
+    version = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise TecError(
+            f"this line has schema {version}, and this version of tec reads up to {SCHEMA_VERSION}",
+            where,
+            "use the version of this project that wrote it, or a newer one",
+        )
+    if version == 1:
+        return _from_raw(values)
+    return HistoryRecord.model_validate(values)
+
+
+def _from_raw(values: dict[str, Any]) -> HistoryRecord:
+    """Condense a raw record, schema 1.
+
+    It does not say with which others it was interleaved: those of one build and day count as one
+    session, so that they do not pass for independent ones.
+    """
+    from tec import launches  # which needs this module
+
+    return launches.condense_alone(Record.model_validate(values))
+
+
+def _backwards(
+    record: HistoryRecord, latest: dict[Series, HistoryRecord], number: int
+) -> Iterator[Problem]:
+    """Yield a problem where a session began before the one that stands before it."""
+    before = latest.get(record.series)
+    other = before is None or before.session != record.session
+    if before and other and record.started_at < before.started_at:
+        yield Problem(
+            number,
+            f"the clock went back: {record.series} at {record.started_at:%Y-%m-%d %H:%M} after "
+            f"{before.started_at:%Y-%m-%d %H:%M}; the order of the lines counts",
+        )
+    if other:
+        latest[record.series] = record
+
+
+def _foreign(what: str, path: Path, number: int) -> TecError:
+    return TecError(
+        f"this is no line of a history: {what}",
+        f"{path}, line {number}",
+        "name another file with --history; if this one was edited, take that line out",
+    )

@@ -9,7 +9,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from tec.quantities import Count, ShortHash
 from tec.records import Evidence, Protocol
 
-Metric = Literal["tg_tps", "pp_tps", "hit_rate", "victims", "bytes_moved", "vram_bytes", "parity"]
+Metric = Literal[
+    "tg_tps", "step_tps", "pp_tps", "hit_rate", "victims", "bytes_moved", "vram_bytes", "parity"
+]
 Finding = Literal["regressed", "improved", "no change", "not comparable", "measured nothing"]
 Mode = Literal["paired", "history"]
 
@@ -22,11 +24,12 @@ EXIT_STATUS: Final[dict[Finding, int]] = {
 }
 """Apart from 1 and 2, which are errors of Python and of `tec`."""
 
-TIMED: Final[tuple[Metric, ...]] = ("tg_tps", "pp_tps")
+TIMED: Final[tuple[Literal["tg_tps", "step_tps", "pp_tps"], ...]] = ("tg_tps", "step_tps", "pp_tps")
 """Metrics with noise; the others are the same in every launch, and compared exactly."""
 
 LABELS: Final[dict[Metric, str]] = {
     "tg_tps": "decode tok/s",
+    "step_tps": "median step, 1/s",
     "pp_tps": "prefill tok/s",
     "hit_rate": "hit rate",
     "victims": "victims",
@@ -132,10 +135,11 @@ class Report(_Model):
 
     @property
     def finding(self) -> Finding:
-        """The finding of the whole: a regression outweighs all else."""
+        """The finding of the whole: a cell that says nothing keeps the others from passing."""
         found = {comparison.finding for comparison in self.comparisons}
-        order: tuple[Finding, ...] = ("regressed", "improved", "no change", "not comparable")
-        return next((finding for finding in order if finding in found), "measured nothing")
+        order: tuple[Finding, ...] = ("regressed", "measured nothing", "not comparable", "improved")
+        worst = next((finding for finding in order if finding in found), None)
+        return worst or ("no change" if found else "measured nothing")
 
     @property
     def exit_status(self) -> int:
