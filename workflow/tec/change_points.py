@@ -1,17 +1,18 @@
 """Where the level of a long series changed.
 
 Binary segmentation (Scott & Knott, Biometrics 30, 1974) with the largest standardised rank-sum
-statistic over all places at which a segment can be cut (Pettitt, Applied Statistics 28, 1979; Ross,
-Tasoulis & Adams, Technometrics 53, 2011). MongoDB's E-divisive (Daly et al., ICPE 2020) and Hunter
-(Fleming et al., ICPE 2023) follow the same plan with other statistics. Ranks are enough for a change
-of level, a disturbed session moves them by one place only, and their distribution without a change
-depends on the length alone: it is drawn once for each length instead of by permuting every series.
+statistic over all places at which a segment can be cut (Pettitt, Applied Statistics 28, 1979;
+Ross, Tasoulis & Adams, Technometrics 53, 2011). MongoDB's E-divisive (Daly et al., ICPE 2020) and
+Hunter (Fleming et al., ICPE 2023) follow the same plan with other statistics. Ranks are enough for
+a change of level, a disturbed session moves them by one place only, and their distribution without
+a change depends on the length alone: it is drawn once for each length instead of by permuting every
+series.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def _best_cut(values: Floats) -> tuple[int, float]:
 
 
 def _statistics(ranks: Floats) -> Floats:
-    """Return |standardised rank sum| of every cut of every row [m, n] -> [m, n + 1 - 2 SHORTEST]."""
+    """Return the statistic of every cut of every row [m, n] -> [m, n + 1 - 2 SHORTEST]."""
     n = ranks.shape[1]
     left = np.arange(SHORTEST, n - SHORTEST + 1)
     sums = ranks.cumsum(axis=1)[:, left - 1]
@@ -79,12 +80,12 @@ def _length(n: int) -> int:
     return length
 
 
-@lru_cache(maxsize=None)
+@cache
 def _null(n: int) -> Floats:
     """Return the largest statistics of series of n points without a change [_DRAWS]."""
     rng = np.random.default_rng(_SEED)
     largest = np.empty(_DRAWS)
     for index in range(_DRAWS):
-        ranks = rng.permutation(n) + 1.0
+        ranks = rng.permutation(n).astype(np.float64) + 1
         largest[index] = _statistics(ranks[None, :]).max()
     return largest

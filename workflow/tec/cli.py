@@ -33,6 +33,8 @@ COMMANDS = {
     "paper": "tec.paper",
     "verify": "tec.verify",
     "reference": "tec.reference",
+    "history": "tec.history_command",
+    "regress": "tec.regress",
     "pack": "tec.pack",
 }
 
@@ -51,6 +53,8 @@ def make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status: 0, 2 for an error, 130 when interrupted.
 
+    A subcommand whose answer is a status, such as `regress`, returns it.
+
     A request to terminate unwinds the stack, so that programs this one started are stopped too.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [arguments[0]] if arguments and arguments[0] in COMMANDS else list(COMMANDS)
     options = make_parser(wanted).parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
         sys.stdout.flush()
     except TecError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _explained(error: OSError) -> TecError:

@@ -24,7 +24,7 @@ from tec.verdicts import judge, went_past
 _WORST: tuple[Outcome, ...] = ("fail", "pass", "not_run")
 
 
-def condense(records: Sequence[Record], commit: str | None) -> list[HistoryRecord]:
+def condense(records: Sequence[Record], commits: Mapping[str, str | None]) -> list[HistoryRecord]:
     """Return the lines of a history for one file of raw records.
 
     Every launch that measured has a line; probes and arms that found no room have none. Of parity
@@ -32,7 +32,7 @@ def condense(records: Sequence[Record], commit: str | None) -> list[HistoryRecor
 
     Args:
         records: that ran interleaved in one job: a session.
-        commit: of this project, at which they ran.
+        commits: build -> commit of this project, where it is known.
 
     Raises:
         TecError: a throughput is zero, infinite or no number; names the launch.
@@ -44,11 +44,11 @@ def condense(records: Sequence[Record], commit: str | None) -> list[HistoryRecor
     parity = [record for record in measured if record.protocol == "parity"]
     return [
         *(
-            _line(record, _VALUES[record.protocol](record), session, commit)
+            _line(record, _VALUES[record.protocol](record), session, commits)
             for record in measured
             if record.protocol in _VALUES
         ),
-        *(_verdict_lines(parity, session, commit) if parity else []),
+        *(_verdict_lines(parity, session, commits) if parity else []),
     ]
 
 
@@ -66,7 +66,7 @@ def condense_alone(record: Record) -> HistoryRecord:
         )
     day = record.started_at.date().isoformat()
     session = _digest([record.row, record.protocol, *_run_key(record)[1:], day], 12)
-    return _line(record, _VALUES[record.protocol](record), session, None)
+    return _line(record, _VALUES[record.protocol](record), session, {})
 
 
 def session_of(records: Sequence[Record]) -> str:
@@ -105,7 +105,9 @@ def machine_of(system: System) -> dict[str, str]:
     }
 
 
-def _line(record: Record, values: Values, session: str, commit: str | None) -> HistoryRecord:
+def _line(
+    record: Record, values: Values, session: str, commits: Mapping[str, str | None]
+) -> HistoryRecord:
     launch = [
         *(record.row, record.arm, record.protocol, record.test, str(record.round)),
         *(record.started_at.isoformat(), *_run_key(record)),
@@ -123,7 +125,7 @@ def _line(record: Record, values: Values, session: str, commit: str | None) -> H
         started_at=record.started_at,
         study=record.study,
         evidence=record.evidence,
-        commit=commit,
+        commit=commits.get(record.key.build),
         build=record.key.build,
         series_hash=record.build.series_hash,
         llama_commit=record.build.commit,
@@ -141,7 +143,7 @@ def _run_key(record: Record) -> tuple[str, str, str, str]:
 
 
 def _verdict_lines(
-    records: Sequence[Record], session: str, commit: str | None
+    records: Sequence[Record], session: str, commits: Mapping[str, str | None]
 ) -> list[HistoryRecord]:
     """Return a line for each arm of a row's parity runs."""
     found: dict[str, dict[Check, Outcome]] = {}
@@ -150,7 +152,7 @@ def _verdict_lines(
         worst[verdict.check] = _worse(worst.get(verdict.check), verdict)
     first = {record.arm: record for record in reversed(records)}
     return [
-        _line(first[arm], Values(parity=checks), session, commit) for arm, checks in found.items()
+        _line(first[arm], Values(parity=checks), session, commits) for arm, checks in found.items()
     ]
 
 

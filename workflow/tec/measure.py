@@ -32,7 +32,7 @@ def prompts_plan(steps: Steps) -> list[Step]:
     """Return the processes that decode the row's prompts."""
     protocol = steps.scope.protocols.prompts
     if protocol is None:
-        raise _not_in_study(steps, "prompts")
+        raise not_in_study(steps, "prompts")
     order = interleaved(list(steps.arms), steps.rounds(protocol), f"{steps.row.name} prompts")
     return [steps.decode_prompts(arm, number) for number, arm in order]
 
@@ -41,7 +41,7 @@ def random_plan(steps: Steps) -> list[Step]:
     """Return the processes of the published protocol: prompt and decode tests apart."""
     protocol = steps.scope.protocols.random
     if protocol is None:
-        raise _not_in_study(steps, "random")
+        raise not_in_study(steps, "random")
     order = interleaved(list(steps.arms), steps.rounds(protocol), f"{steps.row.name} random")
     tests = ((protocol.n_prompt, 0), (0, protocol.n_gen))
     return [
@@ -60,7 +60,7 @@ def locality_plan(steps: Steps, kept: Path) -> list[Step]:
     """
     protocol = steps.scope.protocols.locality
     if protocol is None:
-        raise _not_in_study(steps, "locality")
+        raise not_in_study(steps, "locality")
     folder = input_folder(steps.study.name, steps.row.name)
     inputs = write_inputs(steps.model, steps.scope.parity.text, protocol.tokens, folder)
     return [
@@ -77,7 +77,8 @@ def kept_trace(kept: Path, name: str) -> Path:
     return kept.with_name(f"{kept.stem}.{name}.npy")
 
 
-def _not_in_study(steps: Steps, protocol: Protocol) -> TecError:
+def not_in_study(steps: Steps, protocol: Protocol) -> TecError:
+    """Return the error that a study does not run a protocol for a row."""
     return TecError(
         f"protocol {protocol} is not run for row {steps.row.name}",
         f"study {steps.study.name}",

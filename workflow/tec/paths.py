@@ -18,6 +18,9 @@ RESULTS = ROOT / "results"
 REFERENCE = RESULTS / "reference"
 """Measured runs worth keeping, by system and study; committed."""
 
+HISTORY = RESULTS / "history.jsonl"
+"""Launches of all studies and machines, oldest first; see `tec.history`."""
+
 CACHE = ROOT / ".cache"
 SOURCE_CACHE = CACHE / "source"
 PATCHED_CACHE = CACHE / "patched"

@@ -40,6 +40,12 @@ def measure(steps: Steps, session: Session, wait: float) -> None:
     session.run(replay_plan(replay, placed), wait, evidence=probes.used)
 
 
+def place(steps: Steps, session: Session, wait: float) -> dict[str, Placed]:
+    """Return how each arm that fits is run; see `tec.placement`."""
+    with prober(steps, session, wait) as probes:
+        return Placement(ReplaySteps(steps), probes).place()
+
+
 @contextmanager
 def prober(steps: Steps, session: Session, wait: float) -> Iterator[Prober]:
     """Yield the prober of a row; it holds the machine."""
@@ -66,8 +72,7 @@ def parity_plan(steps: Steps, session: Session, wait: float) -> list[Step]:
     router.
     """
     replay = ReplaySteps(steps)
-    with prober(steps, session, wait) as probes:
-        placed = Placement(replay, probes).place()
+    placed = place(steps, session, wait)
     cached = [name for name in steps.cached if name in placed]
     sized = [name for name in cached if steps.arms[name].expert_cache == "auto"]
     limits = {name: placed[name].limit_mib for name in sized}

@@ -73,7 +73,7 @@ class Step:
     def settings(self) -> str:
         """Return the hash of what is run: arguments, variables, and the content of files read."""
         files = [sha256_file(path) for path in self.reads]
-        return _hash([self.command[1:], sorted(self.environment.items()), files])
+        return digest_of([self.command[1:], sorted(self.environment.items()), files])
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Session:
         """Return what has to be equal for two records to be repetitions of each other."""
         return RunKey(
             settings=step.settings(),
-            build=_hash(self.build),
+            build=digest_of(self.build),
             model=self.model.sha256[:12],
             system=self.system.fingerprint,
         )
@@ -152,7 +152,7 @@ class Session:
         todo = [index for index in range(len(steps)) if index not in done]
         for part in self.model.parts if todo else ():
             _read_once(ROOT / part.path)
-        progress = _Progress(len(steps), len(todo))
+        progress = Progress(len(steps), len(todo))
         for index in todo:
             record = self.run_step(steps[index], index, lock)
             append_record(self.partial, record)
@@ -241,7 +241,7 @@ class Session:
         return done - lost
 
 
-class _Progress:
+class Progress:
     """One line per finished process, with the time that is left."""
 
     def __init__(self, total: int, todo: int) -> None:
@@ -251,6 +251,7 @@ class _Progress:
         self.begin = time.monotonic()
 
     def show(self, row: str, protocol: str, record: Record) -> None:
+        """Say that one more has ended."""
         self.finished += 1
         elapsed = time.monotonic() - self.begin
         left = elapsed / self.finished * (self.todo - self.finished)
@@ -283,7 +284,7 @@ def _read_once(path: Path) -> None:
             pass
 
 
-def _hash(value: object) -> str:
+def digest_of(value: object) -> str:
     """Return 12 hex digits for a model or any JSON value."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
