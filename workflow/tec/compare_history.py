@@ -9,7 +9,6 @@ from statistics import fmean, median
 from tec.cells import Cell, Launches, by_series, exact_cells, plain_cell
 from tec.change_points import change_points
 from tec.detection import LEVEL, MIN_SESSIONS, holm, predicted
-from tec.exact import EXACT
 from tec.history import Series
 from tec.regression import TIMED, Comparison, Finding, Metric
 from tec.trends import value_of
@@ -42,9 +41,8 @@ def _after(series: Series, earlier: Mapping[Series, Launches], new: Launches) ->
     metrics = [m for m in TIMED if any(value_of(r, m) is not None for r in new)]
     if not same:
         why = _why_not(series, earlier, new)
-        return (
-            [plain_cell(Cell(series, m), (), new, why) for m in metrics or EXACT[:1]] if why else []
-        )
+        others: list[Metric] = ["parity" if new[0].values.parity else "hit_rate"]
+        return [plain_cell(Cell(series, m), (), new, why) for m in metrics or others if why]
     last = [r for r in same if r.session == same[-1].session]
     timed = [_next_session(Cell(series, metric), same, new) for metric in metrics]
     return timed + exact_cells(series, last, new)

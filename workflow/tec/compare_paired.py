@@ -66,8 +66,8 @@ def compare_paired(
     again = _timed_cells(confirm or (), old_build, new_build)
     level = LEVEL if confirm is None else SCREEN_LEVEL
     adjusted = _adjusted(cells)
-    suspected = _suspects(cells, level)
-    confirmed = _confirmed(cells, {cell: again[cell] for cell in suspected if cell in again})
+    suspected = suspected_of(cells, level)
+    confirmed = confirmed_of(cells, {cell: again[cell] for cell in suspected if cell in again})
     found: list[Comparison] = []
     for series, launches in by_series(screen).items():
         old = [launch for launch in launches if launch.build == old_build]
@@ -85,7 +85,7 @@ def compare_paired(
 
 def suspects(screen: Launches, old_build: str, new_build: str) -> list[Cell]:
     """Return the cells that a first session of interleaved builds gives reason to confirm."""
-    return sorted(_suspects(_timed_cells(screen, old_build, new_build), SCREEN_LEVEL))
+    return sorted(suspected_of(_timed_cells(screen, old_build, new_build), SCREEN_LEVEL))
 
 
 def timed_cells(launches: Launches) -> int:
@@ -93,7 +93,8 @@ def timed_cells(launches: Launches) -> int:
     return len({Cell(r.series, m) for r in launches for m in TIMED if value_of(r, m) is not None})
 
 
-def _suspects(cells: Mapping[Cell, Timed], level: float) -> set[Cell]:
+def suspected_of(cells: Mapping[Cell, Timed], level: float) -> set[Cell]:
+    """Return the cells with a difference, beyond the noise floor, at a level for all together."""
     adjusted = _adjusted(cells)
     return {
         cell
@@ -102,11 +103,11 @@ def _suspects(cells: Mapping[Cell, Timed], level: float) -> set[Cell]:
     }
 
 
-def _confirmed(first: Mapping[Cell, Timed], again: Mapping[Cell, Timed]) -> set[Cell]:
+def confirmed_of(first: Mapping[Cell, Timed], again: Mapping[Cell, Timed]) -> set[Cell]:
     """Return the suspected cells that fresh launches show again, in the same direction."""
     return {
         cell
-        for cell in _suspects(again, CONFIRM_LEVEL)
+        for cell in suspected_of(again, CONFIRM_LEVEL)
         if centre(again[cell].logs) * centre(first[cell].logs) > 0
     }
 

@@ -31,7 +31,7 @@ from statistics import fmean, stdev
 import numpy as np
 import numpy.typing as npt
 
-from tec.stats import RESAMPLES, Floats
+from tec.stats import Floats
 
 SCREEN_LEVEL = 0.1
 CONFIRM_LEVEL = 0.1
@@ -42,6 +42,7 @@ MIN_SESSIONS = 4
 """Fewer earlier sessions say too little about how much sessions differ."""
 
 _SEED = 20260101
+_DRAWS = 1000
 _PERCENTILES = (2.5, 97.5)
 
 
@@ -83,9 +84,14 @@ def centre(logs: Sequence[float]) -> float:
     It belongs to the signed-rank test, and a launch that was disturbed does not move it far
     (Hodges & Lehmann, Annals of Mathematical Statistics 34, 1963).
     """
-    values = np.asarray(logs, dtype=np.float64)
-    first, second = np.triu_indices(len(values))
-    return float(np.median((values[first] + values[second]) / 2))
+    return float(_centres(np.asarray([logs], dtype=np.float64))[0])
+
+
+def _centres(samples: Floats) -> Floats:
+    """Return the estimate of each sample [m, n] -> [m]."""
+    first, second = np.triu_indices(samples.shape[1])
+    centres: Floats = np.median((samples[:, first] + samples[:, second]) / 2, axis=1)
+    return centres
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -114,15 +120,19 @@ def interval(sessions: Sequence[Sequence[float]]) -> tuple[float, float]:
         sessions: log ratios of the rounds of each session, none empty.
     """
     rng = np.random.default_rng(_SEED)
-    draws = RESAMPLES // 10
-    picks = rng.integers(len(sessions), size=(draws, len(sessions)))
-    centres = np.empty(draws)
     arrays = [np.asarray(session, dtype=np.float64) for session in sessions]
-    for number, pick in enumerate(picks):
-        drawn = [rng.choice(arrays[index], len(arrays[index])) for index in pick]
-        centres[number] = np.median(np.concatenate(drawn))
+    if len(arrays) == 1:
+        centres = _centres(rng.choice(arrays[0], (_DRAWS, len(arrays[0]))))
+    else:
+        picks = rng.integers(len(arrays), size=(_DRAWS, len(arrays)))
+        centres = np.array([_redrawn(rng, [arrays[index] for index in pick]) for pick in picks])
     lo, hi = np.percentile(centres, _PERCENTILES)
     return float(lo), float(hi)
+
+
+def _redrawn(rng: np.random.Generator, sessions: Sequence[Floats]) -> float:
+    drawn = np.concatenate([rng.choice(one, len(one)) for one in sessions])
+    return float(_centres(drawn[None, :])[0])
 
 
 def noise_floor(sessions: Sequence[Sequence[float]]) -> float:

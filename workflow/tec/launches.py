@@ -27,8 +27,8 @@ _WORST: tuple[Outcome, ...] = ("fail", "pass", "not_run")
 def condense(records: Sequence[Record], commits: Mapping[str, str | None]) -> list[HistoryRecord]:
     """Return the lines of a history for one file of raw records.
 
-    Every launch that measured has a line; probes and arms that found no room have none. Of parity
-    runs there is one line an arm, with its verdicts.
+    Every launch that measured has a line; probes, arms that found no room, and launches that only
+    recorded the routing have none. Of parity runs there is one line an arm, with its verdicts.
 
     Args:
         records: that ran interleaved in one job: a session.
@@ -42,12 +42,9 @@ def condense(records: Sequence[Record], commits: Mapping[str, str | None]) -> li
         return []
     session = session_of(measured)
     parity = [record for record in measured if record.protocol == "parity"]
+    found = [(r, _VALUES[r.protocol](r)) for r in measured if r.protocol in _VALUES]
     return [
-        *(
-            _line(record, _VALUES[record.protocol](record), session, commits)
-            for record in measured
-            if record.protocol in _VALUES
-        ),
+        *(_line(r, values, session, commits) for r, values in found if _says(values)),
         *(_verdict_lines(parity, session, commits) if parity else []),
     ]
 
@@ -179,6 +176,11 @@ def _from_expert_bench(record: Record) -> Values:
         routing=_digest([steps, record.result.get("layers")], 12) if cached else None,
         tokens=_digest([[prompt.id, prompt.tokens] for prompt in run.prompts], 12),
     )
+
+
+def _says(values: Values) -> bool:
+    """Say whether anything was measured that can be compared."""
+    return bool(values.model_dump(exclude={"tokens"}, exclude_none=True))
 
 
 def _reads(run: ExpertBench) -> bool:

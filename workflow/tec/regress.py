@@ -29,6 +29,9 @@ from tec.trends import trend_of
 
 _METRICS: dict[str, Sequence[Metric]] = {"all": (*TIMED, *EXACT), "timed": TIMED, "exact": EXACT}
 
+_SHOWN = 4
+"""Cells with the same finding and reason that are shown one by one."""
+
 
 def report_of(
     mode: Mode,
@@ -88,9 +91,14 @@ def show(report: Report) -> None:
     for warning in report.warnings:
         print(warning, file=sys.stderr)
     quiet = [cell for cell in report.comparisons if cell.finding == "no change"]
+    loud: dict[tuple[str, str], list[Comparison]] = {}
     for cell in report.comparisons:
         if cell not in quiet:
-            print(f"{cell.finding}: {cell.row}, {cell.arm}, {cell.protocol}, {_words(cell)}")
+            loud.setdefault((cell.finding, cell.detail), []).append(cell)
+    for (finding, detail), cells in loud.items():
+        shown = "; ".join(_words(cell) for cell in cells[:_SHOWN])
+        more = f" and {len(cells) - _SHOWN} cells more" if len(cells) > _SHOWN else ""
+        print(f"{finding}: {shown}{more}: {detail}")
     for trend in report.trends:
         for change in trend.change_points:
             commit = (change.commit or "unknown commit")[:12]
@@ -105,11 +113,11 @@ def show(report: Report) -> None:
 
 
 def _words(cell: Comparison) -> str:
-    """Return a cell's numbers and reason as text."""
-    text = LABELS[cell.metric]
-    if cell.ratio is not None and cell.lo is not None and cell.hi is not None:
-        text += f" {cell.ratio - 1:+.1%} [{cell.lo - 1:+.1%}, {cell.hi - 1:+.1%}]"
-    return f"{text}: {cell.detail}"
+    """Return which cell it is, with its interval, as text."""
+    text = f"{cell.row}, {cell.arm}, {cell.protocol}, {LABELS[cell.metric]}"
+    if cell.ratio is None or cell.lo is None or cell.hi is None:
+        return text
+    return f"{text} {cell.ratio - 1:+.1%} [{cell.lo - 1:+.1%}, {cell.hi - 1:+.1%}]"
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
