@@ -34,11 +34,8 @@ ROW, TOOL = "pydoc-moe", "llama-expert-bench"
 def main() -> None:
     """Measure, compare, and write `report.json`, the history and the raw records."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
+    add_arguments(parser, rounds=40)
     parser.add_argument("--share", type=float, default=0.03, help="of every graph's time (0.03)")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--arm", default="cached-c16")
-    parser.add_argument("--build", type=Path, default=build_manifest("cpu"), help="manifest.json")
     parser.add_argument("--priority", action="store_true", help="real-time, by chrt")
     parser.add_argument("--lock", type=Path, help="file that every launch locks")
     options = parser.parse_args()
@@ -54,6 +51,14 @@ def main() -> None:
     write_atomically(options.out / "report.json", report.model_dump_json(indent=2) + "\n")
     show(report)
     sys.exit(report.exit_status)
+
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add what says where things are, and how often the arm runs."""
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--arm", default="cached-c16")
+    parser.add_argument("--build", type=Path, default=build_manifest("cpu"), help="manifest.json")
 
 
 def compile_library(folder: Path) -> Path:

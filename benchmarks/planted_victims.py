@@ -1,23 +1,29 @@
-"""Plant another choice of victims in the CPU back end and see whether it is found.
+"""Plant another choice of victims in the real binary and see whether hits alone give it away.
 
-    python benchmarks/planted_victims.py FOLDER
+    python benchmarks/planted_victims.py results/planted-victims
 
-A worktree of the commit checked out, in FOLDER, in which the second oldest slot is evicted instead
-of the oldest; there, `tec regress --against` the commit itself, with the metrics that are compared
-exactly: one round, no time is looked at. Builds twice, a few minutes each.
+The second oldest slot is evicted instead of the oldest: one file of the build is compiled again and
+its library linked, with the commands of the build, into a copy of its programs. Then both builds
+run as in `tec regress --against`, one round, and only what is compared exactly counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tec.paths import CACHE, ROOT, SOURCE_CACHE
+from planted_slowdown import ROW, add_arguments, work_of
 
-FILE = "patches/src/ggml/src/ggml-cpu/expert-cache.cpp"
+from tec.against_session import measure
+from tec.build import load_manifest, tool
+from tec.files import write_atomically
+from tec.interleaving import Side
+from tec.regress import show
+
+SOURCE = "ggml-cpu/expert-cache.cpp"
 OLDEST = "return std::min_element(stamp + n_pinned, stamp + n_slots) - stamp;"
 SECOND = """std::vector<int64_t> stamps(stamp + n_pinned, stamp + n_slots);
         std::nth_element(stamps.begin(), stamps.begin() + 1, stamps.end());
@@ -25,45 +31,55 @@ SECOND = """std::vector<int64_t> stamps(stamp + n_pinned, stamp + n_slots);
 
 
 def main() -> None:
-    """Plant, build, compare; the exit status is that of the comparison."""
+    """Plant, measure, compare; the exit status is that of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.resolve()
-    commit = git(ROOT, "rev-parse", "HEAD")
-    if not folder.exists():
-        git(ROOT, "worktree", "add", "--detach", str(folder), commit)
-        plant(folder)
-    run(folder, "model", "pydoc-moe", "--variant", "full")
-    what = ["--rows", "pydoc-moe", "--arms", "cached-c16", "--rounds", "1", "--metrics", "exact"]
-    sys.exit(
-        run(folder, "regress", "--against", commit, *what, "--json", str(folder / "report.json"))
+    add_arguments(parser, rounds=1)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    manifest = load_manifest(options.build)
+    folder = options.out.resolve() / "planted"
+    shutil.copytree(manifest.bin_dir, folder, symlinks=True, dirs_exist_ok=True)
+    relink(manifest.bin_dir.parent, folder)
+    planted = manifest.model_copy(update={"series_hash": "planted", "bin_dir": folder})
+    _, report = measure(
+        [work_of(options)], Side(manifest, "before"), Side(planted, "planted"), 600, "exact"
     )
+    write_atomically(options.out / "report.json", report.model_dump_json(indent=2) + "\n")
+    print(f"{ROW}, {options.arm}: another victim, same tokens")
+    show(report)
+    sys.exit(report.exit_status)
 
 
-def plant(folder: Path) -> None:
-    """Change the rule in a worktree, and let it find the pinned source."""
-    file = folder / FILE
-    text = file.read_text(encoding="utf-8")
+def relink(build: Path, folder: Path) -> None:
+    """Compile the planted rule and link the CPU back end with it into `folder`.
+
+    Args:
+        build: cmake's folder.
+        folder: copy of its programs.
+    """
+    listed = subprocess.run(
+        [tool("ninja"), "-C", str(build), "-t", "commands", "ggml-cpu"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands = listed.stdout.splitlines()
+    compiling = next(line for line in commands if f"{SOURCE} " in f"{line} " and " -c " in line)
+    linking = next(line for line in commands if " -o bin/libggml-cpu.so" in line)
+    words = compiling.split()
+    source, object_ = Path(words[words.index("-c") + 1]), words[words.index("-o") + 1]
+    text = source.read_text(encoding="utf-8")
     if OLDEST not in text:
-        sys.exit(f"{file}: the rule is not where it was; change OLDEST in {__file__}")
-    file.write_text(text.replace(OLDEST, SECOND), encoding="utf-8")
-    cache = folder / CACHE.relative_to(ROOT)
-    cache.mkdir(exist_ok=True)
-    if SOURCE_CACHE.exists():
-        (cache / SOURCE_CACHE.name).symlink_to(SOURCE_CACHE)
-
-
-def run(folder: Path, *words: str) -> int:
-    """Run the worktree's own `tec`."""
-    environment = {**os.environ, "PYTHONPATH": str(folder / "workflow")}
-    command = [sys.executable, "-m", "tec", *words]
-    return subprocess.run(command, env=environment, cwd=folder, check=False).returncode
-
-
-def git(folder: Path, *words: str) -> str:
-    """Run git and return what it prints."""
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+        sys.exit(f"{source}: the rule is not where it was; change OLDEST in {__file__}")
+    changed, made = folder / source.name, folder / f"{source.name}.o"
+    changed.write_text(text.replace(OLDEST, SECOND), encoding="utf-8")
+    compiling = compiling.replace(f"-c {source}", f"-I{source.parent} -c {changed}")
+    compiling = compiling.replace(f"-o {object_}", f"-o {made}").replace(
+        f"-MF {object_}.d", "-MF /dev/null"
+    )
+    linking = linking.replace(object_, str(made)).replace("-o bin/", f"-o {folder}/")
+    for command in (compiling, linking):
+        subprocess.run(command, shell=True, cwd=build, check=True)  # noqa: S602 (the build's own)
 
 
 if __name__ == "__main__":

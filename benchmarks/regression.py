@@ -1,9 +1,9 @@
 """What `tec regress` finds, and how often it errs: `python benchmarks/regression.py`.
 
-Reports are simulated on the noise of real launches (`tec.regression_simulation`), and drawn from the
-real launches themselves; beside them, with the same launches, a bot that calls 5 % between two runs
-a change. Writes `regression/detection.csv` and `regression/detection.svg`; equal launches and seeds
-give equal files. `--launches FILE` takes other real launches: a history of builds that do not
+Reports are simulated on the noise of real launches (`tec.regression_simulation`), and drawn from
+the real launches themselves; beside them, with the same launches, a bot that calls 5 % between two
+runs a change. Writes `regression/detection.csv` and `regression/detection.svg`; equal launches and
+seeds give equal files. `--launches FILE` takes other real launches: a history of builds that do not
 differ, at least two launches a round.
 """
 
@@ -95,16 +95,16 @@ def _rows(launches: Launches, trials: int) -> Iterator[Row]:
 
 
 def _gpu_launches() -> Launches:
-    """Return the kept launches on graphics cards, whose arms ran in rounds.
+    """Return the kept launches of cached arms on graphics cards.
 
-    The rounds of one arm are the launches of one build that do not differ.
+    They are of one build, so an arm's rounds count as one round of launches that do not differ.
     """
     found = [
         launch.model_copy(update={"round": 0})
         for file in sorted(REFERENCE.glob("*/*/runs/*.replay.jsonl"))
         for launch in condense(read_records(file), {})
     ]
-    return [launch for launch in found if launch.evidence == "gpu"]
+    return [launch for launch in found if launch.evidence == "gpu" and launch.values.hits]
 
 
 def _paired(noise: Noise, rounds: int, effect: float, trials: int) -> Row:
@@ -128,7 +128,8 @@ def _real(launches: Launches, rounds: int, effect: float, trials: int) -> Row:
 
     The first half is the screen, the second the confirmation; one cell.
     """
-    values = np.array([turn for turn in rounds_of(launches, "step_tps") if len(turn) == 3])
+    turns = [turn for arm in rounds_of(launches, "step_tps") for turn in arm if len(turn) == 3]
+    values = np.array(turns)
     (name,) = cell_names(1)
     shift = math.log1p(-effect)
 

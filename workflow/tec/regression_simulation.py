@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
@@ -26,8 +26,7 @@ from tec.trends import value_of
 THRESHOLD = 0.05
 """Of the bot that is compared with: slower by more in one run beside one other."""
 
-_ROBUST = 1.4826
-"""Standard deviation of a normal sample / its median absolute deviation."""
+_LONGEST_MEMORY = 0.95
 
 
 @dataclass(frozen=True)
@@ -74,33 +73,36 @@ def noise_of(name: str, launches: Launches, metric: Metric, session: float) -> N
     Raises:
         ValueError: fewer than four rounds have two launches.
     """
-    rounds = rounds_of(launches, metric)
+    arms = rounds_of(launches, metric)
+    rounds = [values for of_arm in arms for values in of_arm]
     if len(rounds) < 4:
         raise ValueError(f"{name}: {len(rounds)} rounds have two launches; four are needed")
     own = [
-        (value - np.mean(values)) * math.sqrt(len(values) / (len(values) - 1))
+        (value - fmean(values)) * math.sqrt(len(values) / (len(values) - 1))
         for values in rounds
         for value in values
     ]
-    means = np.array([np.mean(values) for values in rounds])
-    shared = means.var() - np.var(own) / np.mean([len(values) for values in rounds])
-    around = means - means.mean()
-    memory = float((around[1:] * around[:-1]).sum() / (around**2).sum())
-    drift = math.sqrt(max(shared, 0.0))
-    return Noise(name, tuple(map(float, own)), drift, min(max(memory, 0.0), 0.95), session)
+    longest = np.array([fmean(values) for values in max(arms, key=len)])
+    around = longest - longest.mean()
+    total = float((around**2).sum())
+    memory = float((around[1:] * around[:-1]).sum()) / total if total else 0.0
+    shared = total / len(around) - float(np.var(own)) / fmean(len(values) for values in rounds)
+    drift = math.sqrt(max(shared, 0.0)) if len(around) > 1 else 0.0
+    return Noise(name, tuple(own), drift, min(max(memory, 0.0), _LONGEST_MEMORY), session)
 
 
-def rounds_of(launches: Launches, metric: Metric) -> list[list[float]]:
-    """Return the log throughput of the launches of each (session, arm, test, round), two at least.
+def rounds_of(launches: Launches, metric: Metric) -> list[list[list[float]]]:
+    """Return the log throughput of each arm's rounds that have two launches or more.
 
-    Rounds with three come before those with two nowhere: the order is that of the launches.
+    An arm is one of a session, row and test; the order is that of the launches.
     """
-    found: dict[tuple[str, str, str, str, int], list[float]] = {}
+    found: dict[tuple[str, str, str, str], dict[int, list[float]]] = {}
     for launch in launches:
         if (value := value_of(launch, metric)) is not None:
-            key = (launch.session, launch.row, launch.arm, launch.test, launch.round)
-            found.setdefault(key, []).append(math.log(value))
-    return [values for values in found.values() if len(values) > 1]
+            key = (launch.session, launch.row, launch.arm, launch.test)
+            found.setdefault(key, {}).setdefault(launch.round, []).append(math.log(value))
+    arms = ([turn for turn in of_arm.values() if len(turn) > 1] for of_arm in found.values())
+    return [of_arm for of_arm in arms if of_arm]
 
 
 def timed_of(values: Floats, effect: float) -> Timed:
