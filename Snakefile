@@ -81,6 +81,7 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/paper.smk"
 include: "workflow/rules/outcome.smk"
+include: "workflow/rules/regress.smk"
 
 
 rule all:

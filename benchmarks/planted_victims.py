@@ -38,7 +38,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     manifest = load_manifest(options.build)
     folder = options.out.resolve() / "planted"
-    shutil.copytree(manifest.bin_dir, folder, symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(manifest.bin_dir, folder, symlinks=True)
     relink(manifest.bin_dir.parent, folder)
     planted = manifest.model_copy(update={"series_hash": "planted", "bin_dir": folder})
     _, report = measure(

@@ -195,8 +195,8 @@ def test_new_series_has_nothing_to_be_compared_with() -> None:
 
 
 def exact(metric: Metric, old: dict[str, Any], new: dict[str, Any]) -> Exact | None:
-    sides = ([launch(n, values=Values(**values)) for n in range(2)] for values in (old, new))
-    return compare_exact(*sides, metric)
+    before, after = ([launch(n, values=Values(**one)) for n in range(2)] for one in (old, new))
+    return compare_exact(before, after, metric)
 
 
 COUNTS = {"hits": 80, "misses": 20, "tokens": "f" * 12, "routing": "e" * 12, "bytes_moved": 200}

@@ -35,6 +35,7 @@ COMMANDS = {
     "reference": "tec.reference",
     "history": "tec.history_command",
     "regress": "tec.regress",
+    "rerun": "tec.rerun",
     "pack": "tec.pack",
 }
 

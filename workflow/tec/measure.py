@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tec import choice, outcome
 from tec.build import load_manifest
-from tec.config import load_row, load_study
+from tec.choice import Choice
+from tec.config import Study, load_row, load_study
 from tec.errors import TecError
 from tec.files import write_atomically
 from tec.gguf_file import ModelInfo, Part
@@ -18,7 +19,7 @@ from tec.inputs import INPUTS, InputName, input_folder, write_inputs
 from tec.measure_key import measure_key, settings_key
 from tec.models import read_model
 from tec.order import interleaved
-from tec.paths import ROOT
+from tec.paths import RESULTS, ROOT
 from tec.records import Protocol, read_records
 from tec.session import Session, Step, build_info
 from tec.steps import Steps
@@ -126,6 +127,26 @@ def open_job(options: argparse.Namespace, protocol: Protocol) -> Job:
         log=options.log,
     )
     return Job(session, Steps(study, row, model, manifest, chosen), options.out, options.wait)
+
+
+def kept_file(
+    study: Study, row: str, protocol: Protocol, chosen: Choice, build: Path, record: Path
+) -> Path:
+    """Return the file that keeps what the pipeline measures of a row, whether it is there or not.
+
+    Args:
+        study: the study.
+        row: one of its rows.
+        protocol: one of the row's.
+        chosen: the arms that are asked for.
+        build: manifest of the build.
+        record: the row's record of its model.
+    """
+    chosen = chosen.with_reference(study.scope(row), protocol)
+    settings = settings_key(study, load_row(row), protocol, chosen)
+    machine = read_system().fingerprint
+    key = measure_key(settings, load_manifest(build), read_model(record).sha256, machine)
+    return RESULTS / study.name / "kept" / f"{row}.{protocol}.{key}.jsonl"
 
 
 def check_parts(model: ModelInfo, record: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from tec import choice
 from tec.cells import Launches, by_series
 from tec.compare_history import compare_history
@@ -120,6 +122,18 @@ def _words(cell: Comparison) -> str:
     return f"{text} {cell.ratio - 1:+.1%} [{cell.lo - 1:+.1%}, {cell.hi - 1:+.1%}]"
 
 
+def read_report(path: Path) -> Report:
+    """Read a report; a TecError if it is none."""
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise TecError(
+            f"this is no report of tec regress: {type(error).__name__}",
+            path,
+            "write one: tec regress RUNS --json FILE",
+        ) from error
+
+
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec regress`."""
     parser = sub.add_parser(
@@ -136,6 +150,9 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--metrics", choices=_METRICS, default="all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    parser.add_argument(
+        "--status", type=Path, metavar="FILE", help="show a report again and end with its status"
+    )
     parser.add_argument(
         "--status-zero", action="store_true", help="end with 0; the report has the status"
     )
@@ -155,6 +172,10 @@ def _add_against(parser: argparse.ArgumentParser) -> None:
 
 
 def _regress(options: argparse.Namespace) -> int:
+    if options.status:
+        report = read_report(options.status)
+        show(report)
+        return report.exit_status
     if bool(options.runs) == bool(options.against):
         raise TecError(
             "name new runs, or a revision with --against REV",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, median
 
 import numpy as np
@@ -43,14 +44,19 @@ class Noise:
     session: float
     """Standard deviation of what all launches of a session share."""
 
+    @cached_property
+    def own(self) -> Floats:
+        """The differences as an array."""
+        return np.asarray(self.launches)
+
     @property
     def spread(self) -> float:
         """Standard deviation of single launches, without drift."""
-        return float(np.std(self.launches))
+        return float(np.std(self.own))
 
     def session_of(self, rng: np.random.Generator, rounds: int, sides: int) -> Floats:
         """Return the log throughput of one session's launches [rounds, sides]."""
-        own = rng.choice(self.launches, size=(rounds, sides))
+        own = rng.choice(self.own, size=(rounds, sides))
         steps = rng.normal(0, self.drift, rounds)
         shared = np.empty(rounds)
         level = rng.normal(0, self.drift)
