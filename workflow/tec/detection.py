@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import fmean, stdev
 
 import numpy as np
@@ -179,6 +180,7 @@ def student_p(t: float, degrees: int) -> float:
     return max(0.0, 1 - inside)
 
 
+@cache
 def _quantile(degrees: int) -> float:
     """Return t with a two-sided p-value of 5 %, by bisection."""
     lo, hi = 0.0, 100.0
