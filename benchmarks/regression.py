@@ -32,6 +32,7 @@ from tec.history import load
 from tec.launches import condense
 from tec.paths import REFERENCE
 from tec.records import read_records
+from tec.regression import LABELS, Report
 from tec.regression_simulation import (
     THRESHOLD,
     Noise,
@@ -67,10 +68,12 @@ def main() -> None:
     options = parser.parse_args()
     if not options.figure_only:
         rows = list(_rows(load(options.launches).records, options.trials))
-        table = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format="%.4g")
-        write_atomically(FOLDER / "detection.csv", table)
+        text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format="%.4g")
+        write_atomically(FOLDER / "detection.csv", text)
+    table = pd.read_csv(FOLDER / "detection.csv")
     with style():
-        save(figure(pd.read_csv(FOLDER / "detection.csv")), FOLDER / "detection.svg")
+        save(figure(table), FOLDER / "detection.svg")
+    _write_page(table)
 
 
 def _rows(launches: Launches, trials: int) -> Iterator[Row]:
@@ -202,6 +205,51 @@ def _series_row(noise: Noise, measure: str, effect: float, trials: int) -> Row:
         "trials": trials,
         "measure": measure,
     }
+
+
+def _write_page(table: pd.DataFrame) -> None:
+    """Write the tables of the page, between its markers."""
+    page = FOLDER / "README.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    tables = "\n\n".join([_rates(table), _planted()])
+    write_atomically(page, f"{before}{_BEGIN}\n{tables}\n\n{_END}{after}")
+
+
+_BEGIN = "<!-- tables: written by benchmarks/regression.py -->"
+_END = "<!-- end of the tables -->"
+
+
+def _rates(table: pd.DataFrame) -> str:
+    """Return false alarms and detection as a Markdown table."""
+    shown = [effect for effect in EFFECTS if effect >= 0.01]
+    head = ["comparison", "noise", "spread", "rounds", "reports", "false alarms", "5 %, two runs"]
+    head += [f"{effect:.0%} slower found" for effect in shown]
+    lines = [head, ["---"] * len(head)]
+    rated = table[table.part != "change points"]
+    for (part, noise, rounds), group in rated.groupby(["part", "noise", "rounds"], sort=False):
+        rates = group.set_index("effect")
+        quiet = rates.loc[0.0]
+        line = [part, noise, f"{quiet.spread:.1%}", str(rounds), f"{quiet.trials:.0f}"]
+        line += [f"{quiet.tec:.1%} [{quiet.tec_lo:.1%}, {quiet.tec_hi:.1%}]"]
+        line += [f"{quiet.threshold:.0%}", *(f"{rates.tec[effect]:.0%}" for effect in shown)]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _planted() -> str:
+    """Return what was found of the changes planted into the real binary."""
+    lines = ["| planted | metric | finding | ratio | detail |", "| --- | --- | --- | --- | --- |"]
+    for name, file in (("3 % slower", "planted.json"), ("another victim", "planted-victims.json")):
+        report = Report.model_validate_json((FOLDER / file).read_bytes())
+        for cell in report.comparisons:
+            ratio = "" if cell.ratio is None else f"{cell.ratio:.4f}"
+            if cell.lo is not None and cell.hi is not None:
+                ratio += f" [{cell.lo:.4f}, {cell.hi:.4f}]"
+            words = (name, LABELS[cell.metric], cell.finding, ratio, cell.detail)
+            lines.append(f"| {' | '.join(words)} |")
+    return "\n".join(lines)
 
 
 def figure(table: pd.DataFrame) -> Figure:
