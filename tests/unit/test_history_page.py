@@ -8,14 +8,14 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from long_history import HOSTILE, SYSTEM, commit_of, make_trend, make_trends, subjects_of
 from tec.history_page import write_page
-from tec.history_view import NO_SUBJECT, change_text, in_order, page_data, percent_change
-from tec.regression import ChangePoint, Metric, Trend
+from tec.history_view import METRICS, NO_SUBJECT, change_text, in_order, page_data, percent_change
+from tec.regression import TIMED, ChangePoint, Metric, Trend
 
 
 class Parts(HTMLParser):
@@ -170,6 +170,11 @@ def test_deterministic_series_come_first_and_in_a_fixed_order() -> None:
     metrics = [trend.metric for trend in order]
     assert metrics == ["hit_rate", "bytes_moved"] * 3 + ["tg_tps", "pp_tps"] * 3
     assert [trend.arm for trend in order[:2]] == ["cached-c32", "cached-c32"]
+
+
+def test_every_metric_can_be_shown() -> None:
+    assert set(METRICS) == set(get_args(Metric))
+    assert {metric for metric, shown in METRICS.items() if shown.timed} == set(TIMED)
 
 
 def test_system_is_described_once() -> None:

@@ -56,6 +56,7 @@ METRICS: Final[dict[Metric, Shown]] = {
     "vram_bytes": Shown("VRAM", "GiB", "less", 8, 1 / GIB),
     "parity": Shown("parity", "", "more", 8),
     "tg_tps": Shown("decode", "tok/s", "more", 4, timed=True),
+    "step_tps": Shown("median step", "1/s", "more", 4, timed=True),
     "pp_tps": Shown("prefill", "tok/s", "more", 4, timed=True),
 }
 """In the order in which a page shows them."""

@@ -186,7 +186,8 @@ def _method(report: Report) -> str:
     }
     noise = [cell.noise for cell in report.comparisons if cell.noise is not None]
     floors = f" Noise floor: {_range(noise)}." if noise else ""
-    return f"{ways[report.mode]}; chance of a false alarm in all of this: {100 * report.level:.3g} %.{floors}"
+    chance = f"chance of a false alarm in all of this: {100 * report.level:.3g} %"
+    return f"{ways[report.mode]}; {chance}.{floors}"
 
 
 def _range(shares: Sequence[float]) -> str:

@@ -56,7 +56,7 @@ def trend_of(launches: Sequence[HistoryRecord], metric: Metric) -> Trend | None:
         metric=metric,
         machine=launches[-1].machine,
         points=tuple(points),
-        change_points=tuple(_changes(points)),
+        change_points=tuple(_changes(points, exact=metric not in TIMED)),
     )
 
 
@@ -94,9 +94,14 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return values[drop], values[n - 1 - drop]
 
 
-def _changes(points: Sequence[Point]) -> Iterator[ChangePoint]:
+def _changes(points: Sequence[Point], exact: bool) -> Iterator[ChangePoint]:
+    """Yield the changes of the level; of exact values every difference is one."""
     values = [point.value for point in points]
-    found = change_points(values)
+    found = (
+        [(i, 0.0) for i in range(1, len(values)) if values[i] != values[i - 1]]
+        if exact
+        else change_points(values)
+    )
     bounds = [0, *(index for index, _ in found), len(values)]
     for place, (index, p) in enumerate(found, start=1):
         before = median(values[bounds[place - 1] : index])
