@@ -123,11 +123,11 @@ def test_changed_cells_stand_with_interval_and_noise_floor() -> None:
     ]
 
 
-def test_values_that_are_no_numbers_are_left_empty() -> None:
-    text = summary(
-        cell("regressed", metric="victims", old=None, new=None, ratio=None, lo=None, hi=None)
-    )
-    assert "| victims | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | 0.42 % | regressed |" in text
+def test_a_change_that_is_no_number_is_said_in_words() -> None:
+    none = dict.fromkeys(("old", "new", "ratio", "lo", "hi", "noise"))
+    text = summary(cell("regressed", metric="parity", detail="greedy: pass became fail", **none))
+    dash = "\N{EN DASH}"
+    assert f"| parity | {dash} | {dash} | greedy: pass became fail | {dash} | regressed |" in text
 
 
 def test_what_was_not_compared_has_its_reason() -> None:

@@ -76,10 +76,10 @@ class _Cell:
 
     @property
     def change(self) -> str:
-        """The change in percent with its interval."""
+        """The change in percent with its interval; in words where it is no number."""
         cell = self.comparison
-        if cell.ratio is None:
-            return EMPTY
+        if cell.ratio is None or cell.ratio == 1:
+            return plain(cell.detail)
         text = percent_change(cell.ratio)
         if cell.lo is None or cell.hi is None:
             return text
