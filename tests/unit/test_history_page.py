@@ -13,8 +13,10 @@ from typing import Any, get_args
 import pytest
 
 from long_history import HOSTILE, SYSTEM, commit_of, make_trend, make_trends, subjects_of
+from tec.cli import main
 from tec.history_page import write_page
 from tec.history_view import METRICS, NO_SUBJECT, change_text, in_order, page_data, percent_change
+from tec.paths import REFERENCE
 from tec.regression import TIMED, ChangePoint, Metric, Trend
 
 
@@ -181,3 +183,24 @@ def test_system_is_described_once() -> None:
     assert page_data(make_trends(3), {})["systems"] == {
         SYSTEM: "gpu NVIDIA H100 80GB HBM3, driver 580.159.04, cpu Xeon"
     }
+
+
+def test_command_draws_measured_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = sorted(map(str, REFERENCE.glob("*/replicas/runs/*.replay.jsonl")))[:1]
+    history, out = str(tmp_path / "history.jsonl"), tmp_path / "page.html"
+    assert main(["history", "append", *runs, "--history", history, "--commit", "f" * 40]) == 0
+    assert main(["history", "page", "--history", history, "--out", str(out)]) == 0
+    found = Parts(out.read_text())
+    assert "cached-c32" in found.inside["td"]
+    assert NO_SUBJECT in "".join(found.inside["script"])
+    capsys.readouterr()
+    summary = tmp_path / "summary.md"
+    assert main(["regress", *runs, "--history", history, "--markdown", str(summary)]) == 12
+    assert summary.read_text().startswith("<!-- tec regress -->\n**Measured nothing")
+
+
+def test_command_does_not_draw_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    assert main(["history", "page", "--history", str(tmp_path / "none"), "--out", str(out)]) == 2
+    assert "there is nothing to draw" in capsys.readouterr().err
+    assert not out.exists()

@@ -19,7 +19,7 @@ from tec.interleaving import Side, Work, arms_of, build_key, run_interleaved
 from tec.launches import project_commit
 from tec.measure import check_parts
 from tec.models import read_model
-from tec.paths import CACHE, RESULTS, build_manifest, model_record
+from tec.paths import CACHE, against_folder, build_manifest, model_record
 from tec.regress import report_of
 from tec.regression import TIMED, Report
 from tec.selection import Selection, select
@@ -79,7 +79,7 @@ def _works(selection: Selection, options: argparse.Namespace) -> list[Work]:
         record = model_record(name, study.variant(name))
         model = read_model(record)
         check_parts(model, record)
-        out = RESULTS / study.name / "against" / f"{name}.{options.protocol}.{started}.jsonl"
+        out = against_folder(study.name) / f"{name}.{options.protocol}.{started}.jsonl"
         log = CACHE / "logs" / study.name / f"{name}.{options.protocol}.against.log"
         works.append(Work(study, row, model, options.protocol, chosen, ROUNDS, out, log))
     needed = rounds_needed(sum(len(arms_of(w)) for w in works) * len(TIMED), SCREEN_LEVEL)

@@ -1,4 +1,4 @@
-"""`tec history`: append measured runs to the history, and say what is in it."""
+"""`tec history`: append measured runs to the history, draw it, and say what is in it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tec.commit_subjects import commit_subjects
 from tec.errors import TecError
 from tec.history import History, HistoryRecord, append, load
+from tec.history_page import write_page
 from tec.launches import condense, project_commit
 from tec.outcome import failure_in
-from tec.paths import HISTORY
+from tec.paths import HISTORY, RESULTS, shown
 from tec.records import read_records
+from tec.trends import trends
+
+PAGE = RESULTS / "history.html"
 
 
 def read_launches(files: Sequence[Path], commit: str | None) -> list[HistoryRecord]:
@@ -53,13 +58,17 @@ def add_history_argument(parser: argparse.ArgumentParser) -> None:
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `tec history`."""
-    parser = sub.add_parser("history", help="append measured runs to the history, or list it")
+    parser = sub.add_parser("history", help="append measured runs to the history, draw or list it")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     appending = actions.add_parser("append", help="append runs; what is there already is left")
     appending.add_argument("runs", type=Path, nargs="+", help="files of raw records")
     appending.add_argument("--commit", help="of this project, if not the one checked out")
     add_history_argument(appending)
     appending.set_defaults(run=_append)
+    drawing = actions.add_parser("page", help="draw the history as one HTML file")
+    drawing.add_argument("--out", type=Path, default=PAGE, help="the file (results/history.html)")
+    add_history_argument(drawing)
+    drawing.set_defaults(run=_draw)
     listing = actions.add_parser("list", help="list the series and what is wrong with the file")
     add_history_argument(listing)
     listing.set_defaults(run=_list)
@@ -75,6 +84,18 @@ def _append(options: argparse.Namespace) -> None:
         )
     done = append(options.history, launches)
     print(f"{options.history}: {done.added} launches appended, {done.known} were there already")
+
+
+def _draw(options: argparse.Namespace) -> None:
+    history = load_told(options.history)
+    drawn = list(trends(history))
+    if not drawn:
+        raise TecError(
+            "there is nothing to draw", shown(options.history), "append runs: tec history append"
+        )
+    subjects = commit_subjects({record.commit for record in history.records})
+    write_page(options.out, drawn, subjects, shown(options.history))
+    print(f"{options.out}: {len(drawn)} series")
 
 
 def _list(options: argparse.Namespace) -> None:

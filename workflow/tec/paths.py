@@ -43,6 +43,17 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def shown(path: Path) -> str:
+    """Return a path for a reader: relative to the root if it is below it."""
+    whole = path.resolve()
+    return relative(whole) if whole.is_relative_to(ROOT) else path.as_posix()
+
+
+def against_folder(study: str) -> Path:
+    """Return where the records of two revisions measured in turn are kept."""
+    return RESULTS / study / "against"
+
+
 def source_tree(digest: str) -> Path:
     """Return where the pinned llama.cpp tree of this digest is kept."""
     return SOURCE_CACHE / f"llama.cpp-{digest[:12]}"

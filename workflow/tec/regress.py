@@ -26,6 +26,8 @@ from tec.files import write_atomically
 from tec.history import History, Series, append
 from tec.history_command import add_history_argument, load_told, read_launches
 from tec.launches import project_commit
+from tec.paths import against_folder, shown
+from tec.regress_summary import markdown_summary
 from tec.regression import LABELS, TIMED, Comparison, Metric, Mode, Report, Side, Trend
 from tec.trends import trend_of
 
@@ -154,6 +156,9 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--status", type=Path, metavar="FILE", help="show a report again and end with its status"
     )
     parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write a summary that a bot can post there"
+    )
+    parser.add_argument(
         "--status-zero", action="store_true", help="end with 0; the report has the status"
     )
     _add_against(parser)
@@ -185,8 +190,17 @@ def _regress(options: argparse.Namespace) -> int:
     report = _against(options) if options.against else _runs(options)
     if options.json:
         write_atomically(options.json, report.model_dump_json(indent=2) + "\n")
+    if options.markdown:
+        write_atomically(options.markdown, markdown_summary(report, _records(options)))
     show(report)
     return 0 if options.status_zero else report.exit_status
+
+
+def _records(options: argparse.Namespace) -> list[str]:
+    """Return where the raw records of a report are, and the history."""
+    raw = list(options.runs) or [against_folder(options.study)]
+    history = [options.history] if options.append or options.runs else []
+    return [shown(path) for path in (*raw, *history)]
 
 
 def _runs(options: argparse.Namespace) -> Report:
