@@ -9,7 +9,7 @@ import numpy as np
 
 from tec.regression import TIMED, ChangePoint, Metric, Point, Trend
 
-CARD = {"gpu": "NVIDIA H100 80GB HBM3", "driver": "580.159.04", "cpu": "Xeon"}
+CARD = {"cpu": "Xeon", "gpus": "NVIDIA H100 80GB HBM3, 85 GB", "driver": "580.159.04"}
 HOSTILE = (
     "</script><script>document.title='taken'</script> "
     "\"quoted\" & <b>bold</b> 'x' `|` \u2028 \N{GREEK SMALL LETTER MU}"

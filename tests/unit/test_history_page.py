@@ -15,7 +15,15 @@ import pytest
 from long_history import HOSTILE, SYSTEM, commit_of, make_trend, make_trends, subjects_of
 from tec.cli import main
 from tec.history_page import write_page
-from tec.history_view import METRICS, NO_SUBJECT, change_text, in_order, page_data, percent_change
+from tec.history_view import (
+    METRICS,
+    NO_SUBJECT,
+    change_text,
+    in_order,
+    page_data,
+    percent_change,
+    system_name,
+)
 from tec.paths import REFERENCE
 from tec.regression import TIMED, ChangePoint, Metric, Trend
 
@@ -55,7 +63,7 @@ def drawn(trend: Trend) -> dict[str, Any]:
 
 def hostile() -> Trend:
     trend = make_trend("qwen", "cached-c32", "tg_tps", 20).model_dump()
-    return Trend.model_validate({**trend, "row": HOSTILE, "machine": {"gpu": HOSTILE}})
+    return Trend.model_validate({**trend, "row": HOSTILE, "machine": {"gpus": HOSTILE}})
 
 
 def test_no_text_of_the_history_is_markup(tmp_path: Path) -> None:
@@ -171,7 +179,8 @@ def test_deterministic_series_come_first_and_in_a_fixed_order() -> None:
     order = in_order(make_trends(5)[::-1])
     metrics = [trend.metric for trend in order]
     assert metrics == ["hit_rate", "bytes_moved"] * 3 + ["tg_tps", "pp_tps"] * 3
-    assert [trend.arm for trend in order[:2]] == ["cached-c32", "cached-c32"]
+    arms = [make_trend("q", arm, "tg_tps", 5) for arm in ("c128", "off", "c32")]
+    assert [trend.arm for trend in in_order(arms)] == ["c32", "c128", "off"]
 
 
 def test_every_metric_can_be_shown() -> None:
@@ -179,10 +188,24 @@ def test_every_metric_can_be_shown() -> None:
     assert {metric for metric, shown in METRICS.items() if shown.timed} == set(TIMED)
 
 
-def test_system_is_described_once() -> None:
-    assert page_data(make_trends(3), {})["systems"] == {
-        SYSTEM: "gpu NVIDIA H100 80GB HBM3, driver 580.159.04, cpu Xeon"
+def test_system_is_described_once_and_named_by_its_card() -> None:
+    described = {
+        "name": f"NVIDIA H100 80GB HBM3, driver 580.159.04, {SYSTEM}",
+        "text": "cpu Xeon, gpus NVIDIA H100 80GB HBM3, 85 GB, driver 580.159.04",
     }
+    assert page_data(make_trends(3), {})["systems"] == {SYSTEM: described}
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        ({"cpu": "Xeon", "gpus": "none", "driver": "none"}, f"Xeon, {SYSTEM}"),
+        ({}, SYSTEM),
+    ],
+)
+def test_system_without_a_card(machine: dict[str, str], name: str) -> None:
+    trend = make_trend("q", "off", "tg_tps", 5).model_copy(update={"machine": machine})
+    assert system_name(trend) == name
 
 
 def test_command_draws_measured_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

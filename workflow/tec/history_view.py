@@ -5,6 +5,7 @@ The page and the summary say the same of the same number because both take it fr
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,10 +69,16 @@ def in_order(trends: Sequence[Trend]) -> list[Trend]:
     return sorted(
         (trend for trend in trends if trend.points),
         key=lambda t: (
-            *(METRICS[t.metric].timed, t.row, t.arm, t.protocol),
+            *(METRICS[t.metric].timed, t.row, _natural(t.arm), t.protocol),
             *(metrics.index(t.metric), t.system),
         ),
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which `c32` comes before `c128`."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def percent_change(ratio: float) -> str:
@@ -98,9 +105,14 @@ def change_text(change: ChangePoint, metric: Metric) -> str:
     return f"{change_verdict(change, metric)}: {levels} ({percent_change(change.ratio)})"
 
 
-def machine_text(machine: Mapping[str, str]) -> str:
-    """Return what a fingerprint covers in one line."""
-    return ", ".join(f"{name} {value}" for name, value in machine.items())
+def system_name(trend: Trend) -> str:
+    """Return what a reader knows a machine by: card, or processor, and driver; its fingerprint."""
+    machine = trend.machine
+    gpu = machine.get("gpus", "none")
+    name = machine.get("cpu", "") if gpu == "none" else gpu.split(",")[0]
+    driver = machine.get("driver", "none")
+    words = [name, "" if driver == "none" else f"driver {driver}", trend.system]
+    return ", ".join(word for word in words if word)
 
 
 @dataclass
@@ -138,7 +150,13 @@ def page_data(trends: Sequence[Trend], subjects: Mapping[str, str]) -> dict[str,
     """
     runs = _Runs(subjects)
     series = [_series(trend, runs) for trend in trends]
-    systems = {trend.system: machine_text(trend.machine) for trend in trends}
+    systems = {
+        trend.system: {
+            "name": system_name(trend),
+            "text": ", ".join(f"{key} {value}" for key, value in trend.machine.items()),
+        }
+        for trend in trends
+    }
     return {"runs": runs.listed, "systems": systems, "series": series}
 
 
@@ -174,7 +192,7 @@ def _levels(trend: Trend) -> list[tuple[int, int, float]]:
     Where values are exact they are the level themselves.
     """
     changes = trend.change_points
-    if not METRICS[trend.metric].timed:
+    if not METRICS[trend.metric].timed or len(trend.points) == 1:
         return []
     if not changes:
         return [(0, len(trend.points), statistics.median(p.value for p in trend.points))]

@@ -67,7 +67,7 @@ function openDetails(series, i) {
     Commit: run.commit,
     Subject: run.subject,
     Date: run.date,
-    System: `${series.system} ${DATA.systems[series.system] || ""}`,
+    System: `${series.system}: ${DATA.systems[series.system].text}`,
     Metric: `${series.title}${series.unit ? ` (${series.unit})` : ""}`,
     Protocol: series.protocol,
     ...run.more,
@@ -131,7 +131,7 @@ function tableButton(series, card, name) {
 function makeCard(series, index) {
   const name = `${series.row} · ${series.arm} · ${series.title}`;
   const card = make("article", { class: "card", id: `s${index}`, "aria-labelledby": `s${index}-title` });
-  const about = make("p", { class: "about" }, `${series.protocol}, system ${series.system}`);
+  const about = make("p", { class: "about" }, `${series.protocol} on ${DATA.systems[series.system].name}`);
   if (series.functional) about.append(" ", make("span", { class: "badge" }, "functional, not evidence"));
   const plot = make("div", { class: "plot" });
   const said = make("p", { class: "readout" });

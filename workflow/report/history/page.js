@@ -10,7 +10,7 @@ function buildFilters() {
     const title = key[0].toUpperCase() + key.slice(1);
     for (const value of values) {
       const of = DATA.series.find((series) => series[key] === value);
-      const text = key === "metric" ? of.title : value;
+      const text = { metric: of.title, system: DATA.systems[of.system].name }[key] || value;
       select.append(make("option", { value }, text));
     }
     const label = make("label", {}, title, select);
