@@ -1,4 +1,4 @@
-"""The workflow for GitHub: few rights, pinned actions, and nothing of a fork on one's own runner."""
+"""The workflow for GitHub: few rights, pinned actions, nothing of a fork on one's own runner."""
 
 from __future__ import annotations
 
