@@ -27,6 +27,8 @@ from tec.history_view import (
 from tec.paths import REFERENCE
 from tec.regression import TIMED, ChangePoint, Metric, Trend
 
+SOURCE = "results/history.jsonl"
+
 
 class Parts(HTMLParser):
     """The scripts, styles and other text of a page, as a browser takes them apart."""
@@ -52,12 +54,12 @@ class Parts(HTMLParser):
 
 
 def page(tmp_path: Path, trends: list[Trend], subjects: dict[str, str] | None = None) -> str:
-    write_page(tmp_path / "history.html", trends, subjects or {}, "results/history.jsonl")
+    write_page(tmp_path / "history.html", trends, subjects or {}, SOURCE)
     return (tmp_path / "history.html").read_text(encoding="utf-8")
 
 
 def drawn(trend: Trend) -> dict[str, Any]:
-    series: dict[str, Any] = page_data([trend], {})["series"][0]
+    series: dict[str, Any] = page_data([trend], {}, SOURCE)["series"][0]
     return series
 
 
@@ -108,9 +110,11 @@ def test_an_empty_history_is_said(tmp_path: Path) -> None:
 
 
 def test_a_session_stands_once_and_commits_have_their_subject() -> None:
-    data = page_data(make_trends(7), {commit_of(2): "Copy less"})
+    data = page_data(make_trends(7), {commit_of(2): "Copy less"}, SOURCE)
     assert len(data["runs"]) == 7
     assert [run["subject"] for run in data["runs"][1:4]] == [NO_SUBJECT, "Copy less", NO_SUBJECT]
+    command = data["runs"][3]["more"]["Its launches"]
+    assert command == "grep 000000000003 results/history.jsonl"
     assert all(series["run"] == list(range(7)) for series in data["series"])
 
 
@@ -119,7 +123,7 @@ def test_an_edited_commit_keeps_its_mark_and_its_subject() -> None:
     edited = trend.points[0].model_copy(update={"commit": commit_of(2) + "-dirty"})
     unknown = trend.points[1].model_copy(update={"commit": None})
     trend = trend.model_copy(update={"points": (edited, unknown)})
-    first, second = page_data([trend], {commit_of(2): "Copy less"})["runs"]
+    first, second = page_data([trend], {commit_of(2): "Copy less"}, SOURCE)["runs"]
     assert first["short"] == commit_of(2)[:10] + "-dirty"
     assert first["subject"] == "Copy less"
     assert second["short"] == "unknown"
@@ -193,7 +197,7 @@ def test_system_is_described_once_and_named_by_its_card() -> None:
         "name": f"NVIDIA H100 80GB HBM3, driver 580.159.04, {SYSTEM}",
         "text": "cpu Xeon, gpus NVIDIA H100 80GB HBM3, 85 GB, driver 580.159.04",
     }
-    assert page_data(make_trends(3), {})["systems"] == {SYSTEM: described}
+    assert page_data(make_trends(3), {}, SOURCE)["systems"] == {SYSTEM: described}
 
 
 @pytest.mark.parametrize(

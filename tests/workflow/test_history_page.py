@@ -264,6 +264,12 @@ def test_phone_has_no_sideways_scrolling_and_a_finger_steps_and_pans(
     page.touch("touchEnd")
     page.settle()
     assert 100 < at(page) < 500
+    page.touch("touchStart", (left + 0.4 * width, y))
+    for share in (0.5, 0.6, 0.7):
+        page.touch("touchMove", (left + share * width, y))
+    page.touch("touchEnd")
+    page.settle()
+    assert 500 < at(page) < 900
     page.touch("touchStart", (left + 0.3 * width, y), (left + 0.6 * width, y))
     page.touch("touchMove", (left + 0.1 * width, y), (left + 0.9 * width, y))
     page.touch("touchEnd")

@@ -84,7 +84,7 @@ def write_page(
         source: where the history is, for the reader.
     """
     trends = in_order(trends)
-    data = page_data(trends, subjects)
+    data = page_data(trends, subjects, source)
     days = sorted(run["date"][:10] for run in data["runs"])
     style = _text("page.css")
     script = f'(() => {{\n"use strict";\n{"".join(map(_text, SCRIPTS))}}})();\n'

@@ -6,6 +6,7 @@ The page and the summary say the same of the same number because both take it fr
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,7 @@ class _Runs:
     """Sessions of builds, each once, by the number under which series refer to it."""
 
     subjects: Mapping[str, str]
+    source: str
     numbers: dict[tuple[str, str, str | None], int] = field(default_factory=dict)
     listed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -138,17 +140,26 @@ class _Runs:
             "short": plain[:10] + ("-dirty" if edited else ""),
             "subject": self.subjects.get(plain, NO_SUBJECT),
             "date": f"{point.started_at:%Y-%m-%d %H:%M}",
-            "more": {"Session": point.session, "Build": point.build},
+            "more": {
+                "Session": point.session,
+                "Build": point.build,
+                "Its launches": f"grep {point.session} {shlex.quote(self.source)}",
+            },
         }
 
 
-def page_data(trends: Sequence[Trend], subjects: Mapping[str, str]) -> dict[str, Any]:
+def page_data(trends: Sequence[Trend], subjects: Mapping[str, str], source: str) -> dict[str, Any]:
     """Return what the page's script draws, as JSON types.
 
     `runs` has every session once; `series` hold columns: for every point its run's number, value,
     interval (None where it is the value itself) and processes. Values are in the unit of the axis.
+
+    Args:
+        trends: in the order in which they are shown.
+        subjects: see `tec.commit_subjects`.
+        source: the history's file, for the command that finds a session's lines in it.
     """
-    runs = _Runs(subjects)
+    runs = _Runs(subjects, source)
     series = [_series(trend, runs) for trend in trends]
     systems = {
         trend.system: {

@@ -437,8 +437,10 @@ class Chart {
       const after = Math.max(10, Math.abs(event.clientX - other.x));
       this.zoom(before / after, this.under({ clientX: (held.x + other.x) / 2 }));
       this.pan((-moved / 2) * perPixel);
-    } else {
+    } else if (this.to - this.from < this.length) {
       this.pan(-moved * perPixel);
+    } else {
+      this.choose(Math.floor(this.under(event))); // there is nowhere to pan to
     }
     held.x = event.clientX;
   }
