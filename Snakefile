@@ -82,6 +82,7 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/paper.smk"
 include: "workflow/rules/outcome.smk"
 include: "workflow/rules/regress.smk"
+include: "workflow/rules/history.smk"
 
 
 rule all:
