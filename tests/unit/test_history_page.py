@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 import pytest
 
+from history_launches import launch
 from long_history import HOSTILE, SYSTEM, commit_of, make_trend, make_trends, subjects_of
 from tec.cli import main
+from tec.history import Values
 from tec.history_page import write_page
 from tec.history_view import (
     METRICS,
@@ -25,7 +27,9 @@ from tec.history_view import (
     system_name,
 )
 from tec.paths import REFERENCE
+from tec.quantities import MIB
 from tec.regression import TIMED, ChangePoint, Metric, Trend
+from tec.trends import trend_of
 
 SOURCE = "results/history.jsonl"
 
@@ -231,3 +235,25 @@ def test_command_does_not_draw_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["history", "page", "--history", str(tmp_path / "none"), "--out", str(out)]) == 2
     assert "there is nothing to draw" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_exact_metrics_change_where_they_differ_and_vram_beyond_a_drivers_own() -> None:
+    rates = [(80, 20), (80, 20), (79, 21), (79, 21)]
+    vram = [1000, 1001, 1001, 1003]
+    launches = [
+        launch(
+            number,
+            session=f"{number:012d}",
+            values=Values(hits=hits, misses=misses, vram_bytes=used * MIB),
+        )
+        for number, ((hits, misses), used) in enumerate(zip(rates, vram, strict=True))
+    ]
+    changes = {
+        metric: [(c.index, c.before, c.after) for c in trend.change_points]
+        for metric in ("hit_rate", "vram_bytes")
+        if (trend := trend_of(launches, metric))
+    }
+    assert changes == {
+        "hit_rate": [(2, 0.8, 0.79)],
+        "vram_bytes": [(3, 1001 * MIB, 1003 * MIB)],
+    }

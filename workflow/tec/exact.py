@@ -15,12 +15,9 @@ from tec.history import HistoryRecord
 from tec.quantities import MIB
 from tec.records import Outcome
 from tec.regression import Finding, Metric
-from tec.trends import value_of
+from tec.trends import VRAM_TOLERANCE, value_of
 
 EXACT: Final[tuple[Metric, ...]] = ("hit_rate", "victims", "bytes_moved", "vram_bytes", "parity")
-
-VRAM_TOLERANCE = MIB
-"""What a driver's own use may differ by from launch to launch."""
 
 _WORSE: Final[dict[Metric, int]] = {"hit_rate": -1, "bytes_moved": 1, "vram_bytes": 1}
 """In which direction more is worse."""

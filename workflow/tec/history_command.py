@@ -88,6 +88,7 @@ def _append(options: argparse.Namespace) -> None:
 
 def _draw(options: argparse.Namespace) -> None:
     history = load_told(options.history)
+    print(f"drawing {len(history.records)} launches", file=sys.stderr, flush=True)
     drawn = list(trends(history))
     if not drawn:
         raise TecError(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Final
 
 from tec.change_points import change_points
 from tec.history import History, HistoryRecord
+from tec.quantities import MIB
 from tec.regression import TIMED, ChangePoint, Metric, Point, Trend
 
 TRACED: Final[tuple[Metric, ...]] = (*TIMED, "hit_rate", "bytes_moved", "vram_bytes")
 """Metrics that are numbers."""
+
+VRAM_TOLERANCE = MIB
+"""What a driver's own use may differ by from launch to launch."""
 
 
 def value_of(record: HistoryRecord, metric: Metric) -> float | None:
@@ -56,7 +61,7 @@ def trend_of(launches: Sequence[HistoryRecord], metric: Metric) -> Trend | None:
         metric=metric,
         machine=launches[-1].machine,
         points=tuple(points),
-        change_points=tuple(_changes(points, exact=metric not in TIMED)),
+        change_points=tuple(_changes(points, metric)),
     )
 
 
@@ -94,14 +99,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return values[drop], values[n - 1 - drop]
 
 
-def _changes(points: Sequence[Point], exact: bool) -> Iterator[ChangePoint]:
+def _changes(points: Sequence[Point], metric: Metric) -> Iterator[ChangePoint]:
     """Yield the changes of the level; of exact values every difference is one."""
     values = [point.value for point in points]
-    found = (
-        [(i, 0.0) for i in range(1, len(values)) if values[i] != values[i - 1]]
-        if exact
-        else change_points(values)
-    )
+    if metric in TIMED:
+        found = change_points(values)
+    else:
+        slack = VRAM_TOLERANCE if metric == "vram_bytes" else 0
+        pairs = enumerate(pairwise(values), start=1)
+        found = [(index, 0.0) for index, (a, b) in pairs if abs(b - a) > slack]
     bounds = [0, *(index for index, _ in found), len(values)]
     for place, (index, p) in enumerate(found, start=1):
         before = median(values[bounds[place - 1] : index])
