@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from history_launches import NEW, OLD, session
+from tec.history import History
+from tec.regress import after_history
 from tec.regress_summary import LIMIT, code_span, markdown_summary, plain
 from tec.regression import Comparison, Finding, Report, Side
 
@@ -190,3 +194,15 @@ def test_code_spans(text: str, code: str) -> None:
 
 def test_plain_text_has_no_effect() -> None:
     assert plain("@me #1 <b> a_b\nc") == "@\u200bme #\u200b1 \\<b\\> a\\_b c"
+
+
+def test_what_a_comparison_with_a_history_found_is_said() -> None:
+    speeds = (100.0, 101.0, 99.0, 100.5, 99.5)
+    past = [one for n in range(20) for one in session(n, [v + n % 3 for v in speeds], build=OLD)]
+    new = session(30, [v * 0.9 for v in speeds], build=NEW)
+    history = History(Path("history.jsonl"), tuple(past), ())
+    text = markdown_summary(after_history(history, new, True, "all"), RECORDS)
+    assert "**Regressed.** 1 cell: 1 regressed." in text
+    (line,) = [line for line in lines(text) if line.startswith("| `toy`")]
+    assert "| decode tok/s | 101.0 tok/s | 90.00 tok/s | \N{MINUS SIGN}10." in line
+    assert "The new launches were compared with those of the history" in text
