@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from history_launches import NEW, OLD, session
+from long_history import commit_of, make_trend
 from tec.history import History
 from tec.regress import after_history
 from tec.regress_summary import LIMIT, code_span, markdown_summary, plain
@@ -194,6 +195,15 @@ def test_code_spans(text: str, code: str) -> None:
 
 def test_plain_text_has_no_effect() -> None:
     assert plain("@me #1 <b> a_b\nc") == "@\u200bme #\u200b1 \\<b\\> a\\_b c"
+
+
+def test_the_latest_change_of_a_level_is_named() -> None:
+    trend = make_trend("qwen", "cached-c32", "tg_tps", 100)
+    text = summary(cell(), trends=(trend, make_trend("other", "off", "pp_tps", 200)))
+    assert (
+        f"latest change of a level is at commit `{commit_of(90)[:10]}`, 10 runs ago: `qwen`, "
+        "`cached-c32`, decode tok/s, regressed: 161.0 to 160.0 tok/s" in text
+    )
 
 
 def test_what_a_comparison_with_a_history_found_is_said() -> None:

@@ -20,7 +20,8 @@ case "$*" in
     *"-m tec regress"*)
         while [ $# -gt 0 ]; do [ "$1" != --markdown ] || echo "**the summary**" >"$2"; shift; done
         exit "${ANSWER:-0}" ;;
-    *"history page"*) while [ $# -gt 0 ]; do [ "$1" != --out ] || echo page >"$2"; shift; done ;;
+    *"history page"*) [ -z "$NO_PAGE" ] || exit 2
+        while [ $# -gt 0 ]; do [ "$1" != --out ] || echo page >"$2"; shift; done ;;
 esac
 """
 MAKE = """#!/bin/sh
@@ -151,6 +152,12 @@ def test_history_appends_draws_and_keeps_the_answer(repository: Path) -> None:
     assert f"{runs} --history kept/history.jsonl --append" in compared
     assert "history page --history kept/history.jsonl" in drawn
     assert (repository / "results/regress/history.html").exists()
+
+
+def test_a_history_that_cannot_be_drawn_leaves_the_answer(repository: Path) -> None:
+    done = run(repository, "history", ANSWER="12", NO_PAGE="1")
+    assert done.returncode == 12
+    assert "warning: the history could not be drawn" in done.stderr
 
 
 def test_a_failed_row_fails_the_history_but_its_neighbours_are_kept(repository: Path) -> None:

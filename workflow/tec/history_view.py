@@ -18,6 +18,8 @@ from tec.table import digits
 
 NO_SUBJECT = "subject not known here"
 NO_COMMIT = "unknown"
+EDITED = "-dirty"
+"""At the end of a commit from which files differed."""
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -106,6 +108,13 @@ def change_text(change: ChangePoint, metric: Metric) -> str:
     return f"{change_verdict(change, metric)}: {levels} ({percent_change(change.ratio)})"
 
 
+def short_commit(commit: str | None) -> str:
+    """Return the first digits of a commit, and whether files differed from it."""
+    if commit is None:
+        return NO_COMMIT
+    return commit.removesuffix(EDITED)[:10] + (EDITED if commit.endswith(EDITED) else "")
+
+
 def system_name(trend: Trend) -> str:
     """Return what a reader knows a machine by: card, or processor, and driver; its fingerprint."""
     machine = trend.machine
@@ -134,11 +143,10 @@ class _Runs:
 
     def _described(self, point: Point) -> dict[str, Any]:
         commit = point.commit or NO_COMMIT
-        plain, edited = commit.removesuffix("-dirty"), commit.endswith("-dirty")
         return {
             "commit": commit,
-            "short": plain[:10] + ("-dirty" if edited else ""),
-            "subject": self.subjects.get(plain, NO_SUBJECT),
+            "short": short_commit(commit),
+            "subject": self.subjects.get(commit.removesuffix(EDITED), NO_SUBJECT),
             "date": f"{point.started_at:%Y-%m-%d %H:%M}",
             "more": {
                 "Session": point.session,

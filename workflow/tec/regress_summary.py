@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tec.history_view import METRICS, percent_change
+from tec.history_view import METRICS, change_text, percent_change, short_commit
 from tec.paths import ROOT
-from tec.regression import LABELS, Comparison, Finding, Report, Side
+from tec.regression import LABELS, Comparison, Finding, Report, Side, Trend
 from tec.table import EMPTY
 
 TEMPLATES = ROOT / "workflow" / "report"
@@ -157,6 +157,7 @@ def _content(report: Report, records: Sequence[str], most: int) -> dict[str, Any
         "changed": _part(changed, most),
         "sections": [_part(cells.get(kind, []), most, title) for kind, title in _SECTIONS.items()],
         "warnings": _part(report.warnings, most),
+        "level": _latest_change(report.trends),
         "functional": any(
             cell.evidence == "functional" and METRICS[cell.metric].timed
             for cell in report.comparisons
@@ -190,6 +191,22 @@ def _method(report: Report) -> str:
     return f"{ways[report.mode]}; {chance}.{floors}"
 
 
+def _latest_change(trends: Sequence[Trend]) -> str | None:
+    """Name the change of a level in the history that has the fewest runs after it."""
+    changes = [
+        (len(trend.points) - change.index, trend, change)
+        for trend in trends
+        for change in trend.change_points
+    ]
+    if not changes:
+        return None
+    runs, trend, change = min(changes, key=lambda found: found[0])
+    names = ", ".join(map(code_span, (trend.row, trend.arm)))
+    what = f"{names}, {LABELS[trend.metric]}, {change_text(change, trend.metric)}"
+    at = code_span(short_commit(change.commit))
+    return f"The history's latest change of a level is at commit {at}, {runs} runs ago: {what}."
+
+
 def _range(shares: Sequence[float]) -> str:
     lo, hi = (f"{100 * end:.2f} %" for end in (min(shares), max(shares)))
     return lo if lo == hi else f"{lo} to {hi}"
@@ -197,9 +214,7 @@ def _range(shares: Sequence[float]) -> str:
 
 def _side(side: Side) -> str:
     """Name what was measured: commits where they are known, builds otherwise, and how often."""
-    names = [
-        commit[:10] + ("-dirty" if commit.endswith("-dirty") else "") for commit in side.commits
-    ]
+    names = [short_commit(commit) for commit in side.commits]
     what = "commit" if names else "build"
     names = names or list(side.builds)
     shown = ", ".join(code_span(name) for name in names[:_MOST_NAMES])
