@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from browser import CHROMIUM, Page, open_browser
 from long_history import HOSTILE, commit_of, make_trends, subjects_of
 from tec.history_page import write_page
+from tec.paths import ROOT
 
 RUNS = 1000
 TIMED = "#timed .plot"
@@ -307,3 +310,12 @@ def test_print_has_every_chart_and_no_controls(page: Page, tmp_path: Path) -> No
     assert not look(page, ".tools", "checkVisibility()")
     assert look(page, "#summary", "checkVisibility()")
     page.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_benchmark_prints_the_frames() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "history_page.py"), "--longest", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    heads, numbers = done.stdout.splitlines()
+    assert "frame ms: median" in heads
+    assert numbers.split()[:3] == ["100", "x", "12"]
+    assert len(numbers.split()) == 10
