@@ -8,14 +8,15 @@ rule regress_report:
     input:
         runs(*COMMANDS),
     output:
-        f"{RESULTS}/regress/report.json",
+        report=f"{RESULTS}/regress/report.json",
+        summary=f"{RESULTS}/regress/summary.md",
     shell:
-        "{TEC} regress {input} --append --json {output} --status-zero"
+        "{TEC} regress {input} --append --json {output.report} --markdown {output.summary} --status-zero"
 
 
 rule regress:
     localrule: True
     input:
-        rules.regress_report.output,
+        rules.regress_report.output.report,
     shell:
         "{TEC} regress --status {input} || [ $? -eq 11 ]"
