@@ -12,7 +12,7 @@ from tec.config import Row
 from tec.errors import TecError
 from tec.files import sha256_file
 from tec.gguf_file import Part, read_geometry
-from tec.models import read_model, resolve_model, warning
+from tec.models import has_few_experts, read_model, resolve_model, warning
 from tec.routing_summary import RoutingSummary
 
 SHAPE = {
@@ -210,3 +210,15 @@ def test_few_experts_are_warned_about(tmp_path: Path) -> None:
     assert f"tiny has {N_EXPERT} experts" in text
     assert "preconditions do not hold" in text
     assert warning(model.model_copy(update={"n_expert": 32})) is None
+
+
+@pytest.mark.parametrize(
+    ("n_expert", "used", "few"),
+    [(8, 2, True), (31, 1, True), (32, 7, False), (32, 8, True), (64, 16, True), (128, 8, False)],
+)
+def test_experts_are_few_by_number_and_by_share(
+    tmp_path: Path, n_expert: int, used: int, few: bool
+) -> None:
+    geometry = read_geometry(write_moe(tmp_path / "tiny.gguf"))
+    model = geometry.model_copy(update={"n_expert": n_expert, "n_expert_used": used})
+    assert has_few_experts(model) == few

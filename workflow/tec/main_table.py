@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tec.gguf_file import ModelInfo
-from tec.models import FEWEST_EXPERTS
+from tec.models import has_few_experts
 from tec.outcome import Failure
 from tec.quantities import GIB
 from tec.stats import paired_ratio
@@ -137,5 +137,5 @@ def _variant(model: ModelInfo | None, failure: Failure | None) -> str | None:
 
 def _note(model: ModelInfo | None) -> str | None:
     """Say where the model is one that TEC is not made for."""
-    few = model is not None and model.n_expert < FEWEST_EXPERTS
+    few = model is not None and has_few_experts(model)
     return "preconditions do not hold" if few else None

@@ -26,6 +26,9 @@ from tec.routing_summary import RoutingSummary
 FEWEST_EXPERTS = 32
 """Below this number nearly every expert is used all the time, and a cache has nothing to skip."""
 
+FEWEST_TIMES_USED = 4
+"""The published capacity is at least so many times the experts of a token: all of them, here."""
+
 
 def resolve_model(
     row: Row,
@@ -83,13 +86,21 @@ def read_model(record: Path) -> ModelInfo:
         ) from None
 
 
+def has_few_experts(model: Geometry) -> bool:
+    """Say whether TEC's preconditions do not hold; the programs have the same criterion."""
+    least = max(FEWEST_EXPERTS, FEWEST_TIMES_USED * model.n_expert_used + 1)
+    return model.n_expert < least
+
+
 def warning(model: ModelInfo) -> str | None:
     """Say so if the model lacks what an expert cache lives from."""
-    if model.n_expert >= FEWEST_EXPERTS:
+    if not has_few_experts(model):
         return None
     return (
-        f"warning: {model.row} has {model.n_expert} experts per layer, fewer than "
-        f"{FEWEST_EXPERTS}: TEC's preconditions do not hold, expect no gain from an expert cache"
+        f"warning: {model.row} has {model.n_expert} experts per layer, of which a token uses "
+        f"{model.n_expert_used}; with fewer than {FEWEST_EXPERTS}, or no more than "
+        f"{FEWEST_TIMES_USED} times those used, TEC's preconditions do not hold: expect no gain "
+        "from an expert cache"
     )
 
 

@@ -420,11 +420,9 @@ int32_t llama_expert_cache::batch_limit() const {
 static size_t host_memory_available() {
     size_t result = llama_meminfo("MemAvailable");
 
-    std::ifstream cgroup_max("/sys/fs/cgroup/memory.max");
-    std::ifstream cgroup_current("/sys/fs/cgroup/memory.current");
-    size_t max     = 0;
-    size_t current = 0;
-    if (cgroup_max >> max && cgroup_current >> current) { // "max" = no limit is no number
+    const size_t max     = llama_cgroup_memory("memory.max");
+    const size_t current = llama_cgroup_memory("memory.current");
+    if (max != SIZE_MAX && current != SIZE_MAX) {
         result = std::min(result, max > current ? max - current : 0);
     }
 
@@ -500,9 +498,6 @@ bool llama_expert_cache::resize() {
 
     status_json = info().json();
     LLAMA_LOG_WARN("%s\n", info().line().c_str()); // at the level that all tools show
-    if (const std::string warning = info().warning(); !warning.empty()) {
-        LLAMA_LOG_WARN("expert cache: %s\n", warning.c_str());
-    }
     LLAMA_LOG_DEBUG("%s: %s\n", __func__, status_json.c_str());
     return true;
 }
@@ -673,16 +668,18 @@ static std::string json_string(const std::string & text) {
 }
 
 std::string llama_expert_cache_info::warning() const {
-    constexpr int32_t few = 32; // published for TEC: a few large experts leave no reuse to exploit
-    if (!engaged || n_expert >= few) {
+    // published for TEC, whose default capacity is at least so many times K: that must not be all experts
+    constexpr int32_t fewest  = 32;
+    constexpr int32_t times_k = 4;
+    if (!engaged || (n_expert >= fewest && n_expert > times_k*n_expert_used)) {
         return "";
     }
-    return format("preconditions not met: %d experts per layer, of which a token uses %d; with fewer than %d a cache is not expected to be faster",
-            n_expert, n_expert_used, few);
+    return format("preconditions not met: %d experts per layer, of which a token uses %d; with fewer than %d, or no more than %d times those used, "
+            "a cache is not expected to be faster", n_expert, n_expert_used, fewest, times_k);
 }
 
 std::string llama_expert_cache_info::miss_cost() const {
-    return format("a miss copies up to %.1f KiB from %s memory%s", expert_bytes/1024.0, pinned_bytes > 0 && !by_host ? "pinned" : "pageable",
+    return format("a miss copies up to %.1f KiB from %s memory%s", expert_bytes/1024.0, store_pinned() ? "pinned" : "pageable",
             by_host ? ", and in every layer the host waits for the device because the memory could not be pinned" : "");
 }
 
@@ -701,7 +698,7 @@ std::string llama_expert_cache_info::json() const {
         format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
         format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s}",
-                pinned_bytes > 0 && !by_host ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str());
+                store_pinned() ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str());
 }
 
 std::string llama_expert_cache_info::line() const {
@@ -716,7 +713,8 @@ std::string llama_expert_cache_info::line() const {
         format("expert cache: engaged: lru, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
                 capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
         format("%s; steps of up to %d tokens%s%s%s", miss_cost().c_str(), batch_limit, gathers ? ", larger ones gather their experts" : "",
-                reason.empty() ? "" : "; other layers not served: ", reason.c_str());
+                reason.empty() ? "" : "; other layers not served: ", reason.c_str()) +
+        format("%s%s", warning().empty() ? "" : "; warning: ", warning().c_str());
 }
 
 llama_expert_cache_info llama_expert_cache::info() const {

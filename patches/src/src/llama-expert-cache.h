@@ -49,6 +49,7 @@ struct llama_expert_cache_info {
 
     std::set<std::string> devices;
 
+    bool        store_pinned() const { return pinned_bytes > 0 && !by_host; }
     std::string miss_cost() const;
 
     // why the cache is not expected to pay off, empty if nothing speaks against it

@@ -21,11 +21,15 @@ size_t llama_meminfo(const char * field) {
     return SIZE_MAX;
 }
 
+size_t llama_cgroup_memory(const char * file) {
+    std::ifstream is(std::string("/sys/fs/cgroup/") + file);
+    size_t bytes = 0;
+    return is >> bytes ? bytes : SIZE_MAX; // "max" is no number
+}
+
 // what can be pinned at most: the memory of the machine and of the container; SIZE_MAX where nothing tells
 static size_t host_memory_total() {
-    std::ifstream cgroup_max("/sys/fs/cgroup/memory.max");
-    size_t max = 0;
-    return std::min(llama_meminfo("MemTotal"), cgroup_max >> max ? max : SIZE_MAX); // "max" = no limit is no number
+    return std::min(llama_meminfo("MemTotal"), llama_cgroup_memory("memory.max"));
 }
 
 llama_expert_store::~llama_expert_store() {
