@@ -4,6 +4,9 @@
 
 function(tec_shorten_build)
     set_target_properties(llama-common PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+    # specialises templates that others in its batch may use
+    set_source_files_properties(
+        ${CMAKE_SOURCE_DIR}/common/json.cpp TARGET_DIRECTORY llama-common PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
     target_compile_options(llama-common PRIVATE -O1)
     target_compile_options(cpp-httplib PRIVATE -O0)
     target_compile_options(test-backend-ops PRIVATE -O1)
