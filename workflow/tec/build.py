@@ -49,6 +49,7 @@ TESTS = (
     "test-backend-ops",
     "test-expert-cache",
     "test-expert-cache-contexts",
+    "test-expert-cache-fit",
     "test-gguf",
     "test-llama-archs",
 )

@@ -67,6 +67,7 @@ void common_expert_cache_params::apply(llama_context_params & params) const {
     }
     params.expert_cache_pin_list = pin_list.empty() ? nullptr : pin_list.c_str();
     params.expert_cache_policy   = policy;
+    params.expert_cache_reserve  = reserve;
 }
 
 //

@@ -19,6 +19,7 @@ struct common_expert_cache_params {
     std::string               pin_list;
     bool                      unified  = false;                  // asked for by the environment: needs a pin list
     bool                      pinned_with_list = false;          // pinned counts only if there is a pin list
+    size_t                    reserve  = 0;                      // bytes to leave on each device for what is loaded after the context
 
     void set_capacity(const std::string & value); // "off", "auto" or a number
     void set_policy  (const std::string & value); // "lru"

@@ -176,19 +176,21 @@ llama_expert_cache::llama_expert_cache(
     requested(params.expert_cache_capacity),
     n_expert_used(model.hparams.n_expert_used_max()),
     n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0),
-    n_ubatch(params.n_ubatch) {
+    n_ubatch(params.n_ubatch),
+    reserve(params.expert_cache_reserve),
+    no_alloc(model.hparams.no_alloc) {
     if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
         throw std::runtime_error("expert cache: unknown policy");
     }
-    if (params.expert_cache_pinned > 0 && !params.expert_cache_pin_list) {
+    if (!no_alloc && params.expert_cache_pinned > 0 && !params.expert_cache_pin_list) {
         throw std::runtime_error(format("expert cache: %d slots are to be pinned, but there is no pin list: name it with "
                 "--expert-cache-pin-list or EXPERT_CACHE_PIN_LIST", params.expert_cache_pinned));
     }
 
     collect(model, backends, params.ctx_type);
-    order_experts(model, params.expert_cache_pin_list);
+    order_experts(model, no_alloc ? nullptr : params.expert_cache_pin_list);
 
-    if (requested != LLAMA_EXPERT_CACHE_AUTO && requested < n_expert_used) {
+    if (!no_alloc && requested != LLAMA_EXPERT_CACHE_AUTO && requested < n_expert_used) {
         throw std::runtime_error(format("expert cache: capacity %d is below the %d experts that a token uses: choose %d to %d",
                 requested, n_expert_used, n_expert_used, n_expert));
     }
@@ -351,7 +353,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         cur.max_tokens = max_tokens_in_slots(cur.dev, exps);
         for (const auto & tensors : { exps, biases, scales }) {
             for (ggml_tensor * t : tensors) {
-                cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), store.map(cur.dev, t) });
+                cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), no_alloc ? t : store.map(cur.dev, t) });
             }
         }
         layers.push_back(std::move(cur));
@@ -464,7 +466,7 @@ int32_t llama_expert_cache::capacity_that_fits() const {
     int32_t result = n_expert;
     for (const auto & [dev, slot_bytes] : per_slot) {
         const size_t free      = free_memory(dev);
-        const size_t available = free > margin ? free - margin : 0;
+        const size_t available = free > margin + reserve ? free - margin - reserve : 0;
         result = std::min<int64_t>(result, n_slots + available/slot_bytes);
     }
     return result;
@@ -482,6 +484,10 @@ bool llama_expert_cache::resize() {
     }
     if (!engaged()) {
         LLAMA_LOG_WARN("%s\n", info().line().c_str());
+        return false;
+    }
+    if (no_alloc) {
+        allocate(requested == LLAMA_EXPERT_CACHE_AUTO ? n_expert_used : std::min(requested, n_expert));
         return false;
     }
 
@@ -569,7 +575,10 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     for (auto & [ctx, buf] : ctxs_bufs) {
         const auto it = std::find_if(ctx_map.begin(), ctx_map.end(), [c = ctx.get()](const auto & entry) { return entry.second == c; });
 
-        buf.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), it->first));
+        buf.reset(no_alloc ? ggml_backend_buft_alloc_buffer(it->first, 0) : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), it->first));
+        for (auto * t = no_alloc ? ggml_get_first_tensor(ctx.get()) : nullptr; t; t = ggml_get_next_tensor(ctx.get(), t)) {
+            t->buffer = buf.get(); // empty, but the scheduler must not allocate the tensor
+        }
         if (!buf) {
             ctxs_bufs.clear();
             cached.clear();
@@ -648,8 +657,9 @@ llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * sel
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_expert_cache::memory_breakdown() const {
     std::map<ggml_backend_buffer_type_t, size_t> result;
-    for (const auto & [_, buf] : ctxs_bufs) {
-        result[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
+    for (const auto & [ctx, buf] : ctxs_bufs) {
+        const auto buft = ggml_backend_buffer_get_type(buf.get());
+        result[buft] += no_alloc ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) : ggml_backend_buffer_get_size(buf.get());
     }
     return result;
 }

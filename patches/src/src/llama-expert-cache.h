@@ -151,6 +151,8 @@ private:
     const int32_t     n_expert_used;
     const int32_t     n_pinned_requested; // negative = half of the slots
     const size_t      n_ubatch;
+    const size_t      reserve;  // bytes to leave on each device
+    const bool        no_alloc; // only measures: allocates, maps and refuses nothing
     int32_t           n_expert = 0;
     int32_t           n_slots  = 0;
     int32_t           n_pinned = 0;
