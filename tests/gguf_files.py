@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -17,22 +20,53 @@ _N_HEAD = 4
 _HEAD = _N_EMBD // _N_HEAD
 _N_FF = 32
 _CONTEXT = 2048
+_N_VOCAB = 258
 
 
-def write_moe(path: Path) -> Path:
-    """Write a `qwen3moe` model of 2 layers with 16 experts each, 2 used per token."""
-    return _write(path, "qwen3moe", N_EXPERT)
+@dataclass(frozen=True)
+class Size:
+    """Layers, experts per layer (0: a dense model) and the width of an expert."""
+
+    n_layer: int = N_LAYER
+    n_expert: int = N_EXPERT
+    n_ff: int = _N_FF
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of gate, up and down weights of an expert, in single precision."""
+        return 3 * _N_EMBD * self.n_ff * 4
+
+
+def write_moe(path: Path, size: Size | None = None) -> Path:
+    """Write a `qwen3moe` model, 2 experts used per token; 2 layers with 16 experts by default."""
+    return _write(path, "qwen3moe", size or Size())
+
+
+def write_hollow_moe(path: Path, size: Size) -> Path:
+    """Write a model of any size whose weights are a hole in the file: the disk holds none."""
+    writer = _writer(path, "qwen3moe", size)
+    n_bytes = 0
+    for name, shape in _shapes(_N_VOCAB, size).items():
+        tensor_bytes = 4 * math.prod(shape)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), tensor_bytes)
+        n_bytes += gguf.GGUFWriter.ggml_pad(tensor_bytes, writer.data_alignment)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size + writer.data_alignment + n_bytes)
+    return path
 
 
 def write_split_moe(path: Path) -> list[Path]:
     """Write the model of `write_moe` in parts beside `path`; the first has keys and no tensors."""
-    _write(path, "qwen3moe", N_EXPERT, per_part=12)
+    _write(path, "qwen3moe", Size(), per_part=12)
     return sorted(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
 
 
 def write_dense(path: Path) -> Path:
     """Write a `qwen3` model: no experts."""
-    return _write(path, "qwen3", 0)
+    return _write(path, "qwen3", Size(n_expert=0))
 
 
 def widen(path: Path, source: Path, n_expert: int) -> Path:
@@ -125,37 +159,44 @@ def cut(path: Path, source: Path, share: float) -> Path:
     return path
 
 
-def _write(path: Path, arch: str, n_expert: int, per_part: int = 0) -> Path:
+def _write(path: Path, arch: str, size: Size, per_part: int = 0) -> Path:
+    writer = _writer(path, arch, size, per_part)
+    for name, shape in _shapes(_N_VOCAB, size).items():
+        writer.add_tensor(name, _weights(name, shape))
+    _close(writer)
+    return path
+
+
+def _writer(path: Path, arch: str, size: Size, per_part: int = 0) -> gguf.GGUFWriter:
+    """Start a file with all keys."""
     split = per_part > 0
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=per_part, small_first_shard=split)
-    tokens = _add_tokenizer(writer)
+    _add_tokenizer(writer)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_block_count(N_LAYER)
+    writer.add_block_count(size.n_layer)
     writer.add_context_length(_CONTEXT)
     writer.add_embedding_length(_N_EMBD)
-    writer.add_feed_forward_length(_N_FF)
+    writer.add_feed_forward_length(size.n_ff)
     writer.add_head_count(_N_HEAD)
     writer.add_head_count_kv(_N_HEAD)
     writer.add_key_length(_HEAD)
     writer.add_value_length(_HEAD)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
-    if n_expert:
-        writer.add_expert_count(n_expert)
+    if size.n_expert:
+        writer.add_expert_count(size.n_expert)
         writer.add_expert_used_count(N_EXPERT_USED)
-        writer.add_expert_feed_forward_length(_N_FF)
-    for name, shape in _shapes(len(tokens), n_expert).items():
-        writer.add_tensor(name, _weights(name, shape))
-    _close(writer)
-    return path
+        writer.add_expert_feed_forward_length(size.n_ff)
+    return writer
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> list[str]:
+def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     """Add a byte-level BPE tokenizer that knows single bytes and one merge."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     names = [chr(byte) for byte in printable]
     names += [chr(256 + offset) for offset in range(256 - len(names))]
     tokens = [*names, "he", "<|end|>"]
+    assert len(tokens) == _N_VOCAB
     kinds = [gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -164,28 +205,27 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> list[str]:
     writer.add_token_merges(["h e"])
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_add_bos_token(False)
-    return tokens
 
 
-def _shapes(n_vocab: int, n_expert: int) -> dict[str, tuple[int, ...]]:
+def _shapes(n_vocab: int, size: Size) -> dict[str, tuple[int, ...]]:
     """Return each tensor's shape, slowest dimension first."""
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (n_vocab, _N_EMBD),
         "output_norm.weight": (_N_EMBD,),
         "output.weight": (n_vocab, _N_EMBD),
     }
-    for layer in range(N_LAYER):
+    for layer in range(size.n_layer):
         block = f"blk.{layer}"
         shapes |= {f"{block}.{name}.weight": (_N_EMBD,) for name in ("attn_norm", "ffn_norm")}
         shapes |= {f"{block}.attn_{k}_norm.weight": (_HEAD,) for k in ("q", "k")}
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             shapes[f"{block}.{name}.weight"] = (_N_EMBD, _N_EMBD)
-        experts, suffix = ((n_expert,), "_exps") if n_expert else ((), "")
-        if n_expert:
-            shapes[f"{block}.ffn_gate_inp.weight"] = (n_expert, _N_EMBD)
+        experts, suffix = ((size.n_expert,), "_exps") if size.n_expert else ((), "")
+        if size.n_expert:
+            shapes[f"{block}.ffn_gate_inp.weight"] = (size.n_expert, _N_EMBD)
         for name in ("gate", "up"):
-            shapes[f"{block}.ffn_{name}{suffix}.weight"] = (*experts, _N_FF, _N_EMBD)
-        shapes[f"{block}.ffn_down{suffix}.weight"] = (*experts, _N_EMBD, _N_FF)
+            shapes[f"{block}.ffn_{name}{suffix}.weight"] = (*experts, size.n_ff, _N_EMBD)
+        shapes[f"{block}.ffn_down{suffix}.weight"] = (*experts, _N_EMBD, size.n_ff)
     return shapes
 
 

@@ -143,3 +143,14 @@ def test_threads_of_a_replay_are_those_of_the_machine(monkeypatch: pytest.Monkey
     protocol = load_study("replicas").protocols.replay
     assert protocol is not None
     assert protocol.threads == 1
+
+
+def test_unified_memory_needs_a_cache_and_tokens_to_pin_by() -> None:
+    with pytest.raises(ValidationError, match="arms with the cache on"):
+        Arm(unified=True)
+    unified = {**TINY, "arms": {"off": {}, "unified": {"expert_cache": 8, "unified": True}}}
+    replay = {"tokens": 40, "n_gen": 36, "rounds": 1, "threads": 1, "ctx": 64}
+    for protocols in ({**TINY["protocols"], "replay": replay}, {"replay": {**replay, "n_gen": 40}}):
+        with pytest.raises(ValidationError, match="arm unified pins experts by tokens"):
+            Study(**{**unified, "protocols": protocols})
+    Study(**{**unified, "protocols": {"replay": replay}})

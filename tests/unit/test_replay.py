@@ -18,12 +18,13 @@ from tec import placement, replay, replay_inputs, replay_steps
 from tec.baselines_table import baselines_table
 from tec.errors import TecError
 from tec.layer_sizes import LayerSizes
+from tec.pin_list import read_pin_list
 from tec.placement import Placement
 from tec.prober import STEADY_MIB, Prober
 from tec.quantities import MIB
 from tec.records import PROBE, Record, read_records
 from tec.replay import STREAMED, measure
-from tec.replay_steps import ReplaySteps
+from tec.replay_steps import Placed, ReplaySteps, option
 from tec.routing_trace import read_trace
 from tec.session import Session
 from tec.steps import Steps
@@ -330,6 +331,28 @@ def test_too_little_memory_for_known_limits_says_what_to_do(tmp_path: Path) -> N
         with pytest.raises(TecError, match="less of the GPU's memory is free") as caught:
             session.run([step], wait=0)
         assert f"{tmp_path / 'toy.search.*.jsonl'}" in str(caught.value)
+
+
+def test_unified_arms_pin_what_the_tokens_that_are_not_decoded_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = LayerSizes((0, 1) * 2 + (0,) * (LAYERS - 4), (1,) * LAYERS, 1)
+    monkeypatch.setattr(replay_inputs, "read_layer_sizes", lambda _: sizes)
+    arms = {"off": {}, "unified": {"expert_cache": "sweep", "unified": True}}
+    protocols = {"replay": {**STUDY["protocols"]["replay"], "host_limit_mib": 700}}
+    steps, _ = make(tmp_path, arms=arms, protocols=protocols)
+    made = ReplaySteps(steps)
+    words = made.words("unified-c8")
+    assert "--expert-cache-unified" in words
+    assert "--expert-cache-unified" not in made.words("off")
+    pins = read_pin_list(Path(option(words, "--expert-cache-pin-list") or ""), LAYERS, 16)
+    assert [bool(experts) for experts in pins.layers[:4]] == [False, True, False, True]
+    rest = read_trace(made.inputs.trace, 16).selections[36:, 1].ravel().tolist()
+    assert set(pins.layers[3]) == set(rest)
+    assert pins.layers[3][0] == min(set(rest), key=lambda expert: (-rest.count(expert), expert))
+    placed = Placed(words, 1000)
+    assert option(made.decode("unified-c8", 0, placed).command, "--host-limit") == "700"
+    assert "--host-limit" not in made.whole("unified-c8", 0, words).command
 
 
 def test_a_trace_is_drawn_for_the_model_it_is_of(tmp_path: Path) -> None:

@@ -116,15 +116,20 @@ class Arm(Section):
     """The stock engine at the VRAM of each capacity's cached arm: fewest layers with their experts
     on the CPU, most layers on the GPU, or upstream's own fit; what fits is found by search."""
     expert_cache_policy: Literal["lru"] | None = None
+    unified: bool = False
+    """Pinned experts have no copy in host memory. They are the most used ones of the tokens of the
+    replay's trace that are not decoded, half as many as slots or more if host memory demands it."""
     options: dict[str, str | int | float] = Field(default_factory=dict)
     """Other llama.cpp options by their long name without dashes, e.g. `n-cpu-moe: 99`."""
 
     @model_validator(mode="after")
-    def _searches_without_a_cache(self) -> Arm:
+    def _fits_its_cache(self) -> Arm:
         if self.search and self.expert_cache != "off":
             raise PydanticCustomError(
                 "search", "search is for arms of the stock engine: write expert_cache: off"
             )
+        if self.unified and self.expert_cache == "off":
+            raise PydanticCustomError("unified", "unified memory is for arms with the cache on")
         return self
 
     def arguments(self) -> list[str]:
@@ -135,7 +140,8 @@ class Arm(Section):
             **self.options,
         }
         given = {name: value for name, value in named.items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        return [*words, "--expert-cache-unified"] if self.unified else words
 
 
 class SweptArm(Arm):
@@ -210,6 +216,8 @@ class ReplayProtocol(Section):
     """Context size in tokens."""
     seed: Annotated[int, Field(ge=0)] = 1
     """Of the trace and of the tokens."""
+    host_limit_mib: PositiveInt | None = None
+    """MiB of host memory that each arm may have; the rest is occupied, but for parity."""
     margin_mib: PositiveInt = 320
     """MiB beyond what the cached arm uses; it leaves 256 of them free when it sizes its slots."""
 
@@ -268,6 +276,19 @@ class Scope(Section):
     capacities: Capacities
     protocols: Protocols
     parity: Parity
+
+    @model_validator(mode="after")
+    def _pins_for_unified_memory(self) -> Scope:
+        replay, prompts = self.protocols.replay, self.protocols.prompts
+        unified = [name for name, arm in self.arms.items() if arm.unified]
+        if unified and (prompts or replay is None or replay.tokens == replay.n_gen):
+            raise PydanticCustomError(
+                "unified",
+                "arm {arm} pins experts by tokens of a replayed trace that are not decoded: run "
+                "protocol replay, without prompts, and with more tokens than n_gen",
+                {"arm": unified[0]},
+            )
+        return self
 
 
 class Study(Scope):

@@ -57,6 +57,12 @@ class Status(_Line):
     """Steps of more tokens go past the cache."""
     cache_bytes: Bytes | None = None
     """Of all slots together."""
+    pinned: Count | None = None
+    unified: bool = False
+    host_bytes: Bytes | None = None
+    """Of experts in host memory."""
+    device_only_bytes: Bytes | None = None
+    """Of experts without a copy there."""
 
 
 class Device(_Line):
@@ -197,6 +203,7 @@ def replay_command(
     ctx: int,
     arm: Sequence[str],
     limit_mib: int | None = None,
+    host_limit_mib: int | None = None,
 ) -> tuple[str, ...]:
     """Return the command line that decodes given tokens with the experts of a trace.
 
@@ -210,8 +217,10 @@ def replay_command(
         ctx: context size in tokens.
         arm: the arm's arguments.
         limit_mib: MiB of VRAM that may be used; the rest is occupied.
+        host_limit_mib: likewise of host memory.
     """
-    limit = ("--vram-limit", str(limit_mib)) if limit_mib is not None else ()
+    limits = {"--vram-limit": limit_mib, "--host-limit": host_limit_mib}
+    limit = [word for name, mib in limits.items() if mib for word in (name, str(mib))]
     return (
         *(binary, "-m", model, "--prompts", prompts, "--forced", "--replay", trace),
         *("-n", str(n_tokens), "-t", str(threads), "-c", str(ctx), "-fa", "on", *limit, *arm),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from tec.config import ReplayProtocol, Row
 from tec.errors import TecError
 from tec.files import write_atomically
 from tec.gguf_file import ModelInfo
+from tec.layer_sizes import read_layer_sizes
 from tec.paths import ROOT
-from tec.routing_trace import write_trace
+from tec.pin_list import most_used, write_pin_list
+from tec.routing_trace import read_trace, write_trace
 from tec.trace_generator import generate, statistics_file
 from tec.trace_profile import PROFILES, profile_for
 from tec.trace_statistics import statistics
@@ -75,6 +77,26 @@ def write_replay_inputs(
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_atomically(path, text)
     return inputs
+
+
+def write_pins(model: ModelInfo, protocol: ReplayProtocol, trace: Path) -> Path:
+    """Write the pin list for a trace beside it, unless it is there, and return it.
+
+    Experts are counted over the tokens after those that are decoded: the list is not made from what
+    it is measured on.
+
+    Args:
+        model: the row's model.
+        protocol: of `tokens` tokens of the trace `n_gen` are decoded, the first ones.
+        trace: from `write_replay_inputs`.
+    """
+    path = trace.with_name(f"pins-from-{protocol.n_gen}-{trace.stem}.txt")
+    if not path.exists():
+        whole = read_trace(trace, model.n_expert)
+        rest = replace(whole, selections=whole.selections[protocol.n_gen :])
+        layers = [il for il, size in enumerate(read_layer_sizes(model).experts) if size]
+        write_pin_list(path, most_used(rest, layers, model.n_layer))
+    return path
 
 
 def _write_trace(model: ModelInfo, protocol: ReplayProtocol, profile: str, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 from tec import expert_bench
 from tec.config import ReplayProtocol
@@ -13,7 +14,7 @@ from tec.inputs import input_folder
 from tec.prober import MISFIT
 from tec.process import ToolError
 from tec.records import PROBE
-from tec.replay_inputs import ReplayInputs, write_replay_inputs
+from tec.replay_inputs import ReplayInputs, write_pins, write_replay_inputs
 from tec.session import Step
 from tec.steps import Steps, shown
 from tec.summary import is_resident
@@ -57,9 +58,16 @@ class ReplaySteps:
         n_prompts = steps.scope.parity.prompts or max(steps.scope.parity.batches)
         return write_replay_inputs(steps.row, steps.model, self.protocol, n_prompts, folder)
 
+    @cached_property
+    def pins(self) -> Path:
+        """The pin list of arms with unified memory; written if need be."""
+        return write_pins(self.steps.model, self.protocol, self.inputs.trace)
+
     def words(self, arm: str) -> tuple[str, ...]:
         """Return the arguments of an arm that is not searched for."""
         given = self.steps.arms[arm].arguments()
+        if self.steps.arms[arm].unified:
+            given += ["--expert-cache-pin-list", shown(self.pins)]
         ours = zip(ON_GPU[::2], ON_GPU[1::2], strict=True)
         return (*(word for pair in ours if pair[0] not in given for word in pair), *given)
 
@@ -102,7 +110,7 @@ class ReplaySteps:
         self, arm: str, number: int, words: Sequence[str], limit_mib: int | None = None
     ) -> Step:
         """Decode the tokens, for parity; the result is that of a batch of one."""
-        step = self._step(arm, words, self.protocol.n_gen, limit_mib)
+        step = self._step(arm, words, self.protocol.n_gen, limit_mib, host_limit=False)
         asked = step.expert_cache
         parse = partial(expert_bench.parse_batches, expert_cache=asked, batches=(1,))
         return replace(step, test=REPLAY, round=number, parse=parse)
@@ -124,7 +132,15 @@ class ReplaySteps:
         parse = partial(expert_bench.parse_batches, expert_cache=asked, batches=batches)
         return Step(arm, "greedy", number, asked, command, parse, reads=(self.inputs.prompts,))
 
-    def _step(self, arm: str, words: Sequence[str], n_tokens: int, limit_mib: int | None) -> Step:
+    def _step(
+        self,
+        arm: str,
+        words: Sequence[str],
+        n_tokens: int,
+        limit_mib: int | None,
+        *,
+        host_limit: bool = True,
+    ) -> Step:
         asked = option(words, "--expert-cache") or "off"
         command = expert_bench.replay_command(
             self.steps.binary(expert_bench.TOOL),
@@ -136,6 +152,7 @@ class ReplaySteps:
             self.protocol.ctx,
             words,
             limit_mib,
+            self.protocol.host_limit_mib if host_limit else None,
         )
         parse = partial(expert_bench.parse, expert_cache=asked)
         reads = (self.inputs.tokens, self.inputs.trace)

@@ -24,6 +24,7 @@ static int32_t parse_count(const std::string & value, int32_t min, const char * 
 }
 
 void common_expert_cache_params::set_capacity(const std::string & value) {
+    capacity_given = true;
     if (value == "off") {
         capacity = LLAMA_EXPERT_CACHE_OFF;
     } else if (value == "auto") {
@@ -45,8 +46,27 @@ void common_expert_cache_params::set_pinned(const std::string & value) {
     pinned_with_list = false;
 }
 
+static bool parse_switch(const std::string & value) {
+    if (value != "0" && value != "1") {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not 0 or 1", value.c_str()));
+    }
+    return value == "1";
+}
+
+void common_expert_cache_params::set_unified(const std::string & value) {
+    unified = parse_switch(value);
+}
+
+int32_t common_expert_cache_params::effective_capacity() const {
+    return unified && !capacity_given ? LLAMA_EXPERT_CACHE_AUTO : capacity;
+}
+
+int32_t common_expert_cache_params::effective_pinned() const {
+    return pin_list.empty() && pinned_with_list ? -1 : pinned;
+}
+
 std::string common_expert_cache_params::capacity_str() const {
-    switch (capacity) {
+    switch (effective_capacity()) {
         case LLAMA_EXPERT_CACHE_OFF:  return "off";
         case LLAMA_EXPERT_CACHE_AUTO: return "auto";
         default:                      return std::to_string(capacity);
@@ -59,15 +79,27 @@ std::string common_expert_cache_params::policy_str() const {
 }
 
 void common_expert_cache_params::apply(llama_context_params & params) const {
-    params.expert_cache_capacity = capacity;
-    params.expert_cache_pinned   = pinned;
-    if (pin_list.empty()) {
-        // unified memory pins slots: without a list the context refuses
-        params.expert_cache_pinned = unified ? std::max(pinned, 1) : pinned_with_list ? -1 : pinned;
-    }
+    params.expert_cache_capacity = effective_capacity();
+    params.expert_cache_pinned   = effective_pinned();
     params.expert_cache_pin_list = pin_list.empty() ? nullptr : pin_list.c_str();
     params.expert_cache_policy   = policy;
     params.expert_cache_reserve  = reserve;
+}
+
+void common_expert_cache_params::apply(llama_model_params & params) const {
+    params.expert_cache_unified  = unified && !off();
+    params.expert_cache_capacity = effective_capacity();
+    params.expert_cache_pinned   = effective_pinned();
+    params.expert_cache_pin_list = pin_list.empty() ? nullptr : pin_list.c_str();
+}
+
+bool common_expert_cache_params::same_model(const common_expert_cache_params & other) const {
+    const bool in_unified = unified && !off();
+    if (in_unified != (other.unified && !other.off())) {
+        return false;
+    }
+    // what an earlier context loaded to host memory stays there
+    return !in_unified || (capacity_str() == other.capacity_str() && pinned == other.pinned && pin_list == other.pin_list);
 }
 
 //
@@ -87,24 +119,18 @@ static void from_env(const char * name, const std::function<void(const std::stri
     }
 }
 
-static bool parse_switch(const std::string & value) {
-    if (value != "0" && value != "1") {
-        throw std::invalid_argument(string_format("expert cache: '%s' is not 0 or 1", value.c_str()));
-    }
-    return value == "1";
-}
-
 common_expert_cache_params common_expert_cache_from_env() {
     common_expert_cache_params params;
 
     from_env("EXPERT_CACHE_CAPACITY", [&](const std::string & v) { params.set_capacity(v); });
     from_env("EXPERT_CACHE_PINNED",   [&](const std::string & v) { params.set_pinned(v); params.pinned_with_list = true; });
-    from_env("EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { params.pin_list = v; });
-    from_env("EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { params.unified = parse_switch(v); });
+    from_env("EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { params.pin_list = v; params.unified = true; });
+    from_env("EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { params.set_unified(v); });
 
     // enabled without a capacity means auto; a capacity does not count if disabled
     from_env("EXPERT_CACHE_ENABLE", [&](const std::string & v) {
         const bool enable = parse_switch(v);
+        params.capacity_given = true;
         if (!enable) {
             params.capacity = LLAMA_EXPERT_CACHE_OFF;
         } else if (params.off()) {
@@ -140,6 +166,11 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
         "how many slots per layer to pin (default: half of them, if there is a pin list)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_pinned(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE_PINNED"));
+    add_opt(common_arg(
+        {"--expert-cache-unified"},
+        "pinned experts are only on the device, without a copy in host memory: for models that are larger than that (default: off)",
+        [](common_params & params) { params.expert_cache.unified = true; }
+    ).set_env("LLAMA_ARG_EXPERT_CACHE_UNIFIED"));
 }
 
 //
@@ -153,10 +184,12 @@ void common_expert_cache_sweep::read_env() {
     from_env("LLAMA_ARG_EXPERT_CACHE_POLICY",   [&](const std::string & v) { base.set_policy(v); });
     from_env("LLAMA_ARG_EXPERT_CACHE_PINNED",   [&](const std::string & v) { base.set_pinned(v); });
     from_env("LLAMA_ARG_EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { base.pin_list = v; });
+    from_env("LLAMA_ARG_EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { base.set_unified(v); });
 }
 
 bool common_expert_cache_sweep::is_arg(const std::string & arg) {
-    return arg == "--expert-cache" || arg == "--expert-cache-policy" || arg == "--expert-cache-pin-list" || arg == "--expert-cache-pinned";
+    return arg == "--expert-cache" || arg == "--expert-cache-policy" || arg == "--expert-cache-pin-list" || arg == "--expert-cache-pinned" ||
+           arg == "--expert-cache-unified";
 }
 
 const char * common_expert_cache_sweep::usage() {
@@ -164,7 +197,8 @@ const char * common_expert_cache_sweep::usage() {
         "  --expert-cache <off|auto|N>                       (default: off)\n"
         "  --expert-cache-policy <lru>                       (default: lru)\n"
         "  --expert-cache-pinned <n>                         (default: half of the slots with a pin list)\n"
-        "  --expert-cache-pin-list <filename>                (default: none)\n";
+        "  --expert-cache-pin-list <filename>                (default: none)\n"
+        "  --expert-cache-unified <0|1>                      (default: 0)\n";
 }
 
 void common_expert_cache_sweep::parse(const std::string & arg, const std::string & value) {
@@ -173,7 +207,10 @@ void common_expert_cache_sweep::parse(const std::string & arg, const std::string
         return;
     }
 
-    auto & axis = arg == "--expert-cache" ? capacity : arg == "--expert-cache-policy" ? policy : pinned;
+    auto & axis =
+        arg == "--expert-cache"         ? capacity :
+        arg == "--expert-cache-policy"  ? policy   :
+        arg == "--expert-cache-unified" ? unified  : pinned;
     for (const auto & item : string_split<std::string>(value, ',')) {
         axis.push_back(item);
     }
@@ -202,6 +239,7 @@ std::vector<common_expert_cache_params> common_expert_cache_sweep::instances() c
     result = expand(result, capacity, &common_expert_cache_params::set_capacity);
     result = expand(result, policy,   &common_expert_cache_params::set_policy);
     result = expand(result, pinned,   &common_expert_cache_params::set_pinned);
+    result = expand(result, unified,  &common_expert_cache_params::set_unified);
     return result;
 }
 

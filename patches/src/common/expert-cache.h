@@ -17,7 +17,8 @@ struct common_expert_cache_params {
     int32_t                   pinned   = -1;                     // -1 = half of the capacity if there is a pin list
     llama_expert_cache_policy policy   = LLAMA_EXPERT_CACHE_POLICY_LRU;
     std::string               pin_list;
-    bool                      unified  = false;                  // asked for by the environment: needs a pin list
+    bool                      unified  = false;                  // pinned experts have no copy in host memory
+    bool                      capacity_given = false;            // else unified memory takes what fits
     bool                      pinned_with_list = false;          // pinned counts only if there is a pin list
     size_t                    reserve  = 0;                      // bytes to leave on each device for what is loaded after the context
 
@@ -28,10 +29,20 @@ struct common_expert_cache_params {
     std::string capacity_str() const;
     std::string policy_str() const;
 
-    bool off() const { return capacity == LLAMA_EXPERT_CACHE_OFF; }
+    void set_unified (const std::string & value); // "0" or "1"
+
+    bool off() const { return effective_capacity() == LLAMA_EXPERT_CACHE_OFF; }
 
     // params points into this object afterwards
     void apply(llama_context_params & params) const;
+    void apply(llama_model_params   & params) const;
+
+    // whether the same model can serve both
+    bool same_model(const common_expert_cache_params & other) const;
+
+private:
+    int32_t effective_capacity() const;
+    int32_t effective_pinned() const;
 };
 
 // what EXPERT_CACHE_* ask for, the variables of other programs that drive these tools
@@ -62,6 +73,7 @@ private:
     std::vector<std::string> capacity;
     std::vector<std::string> policy;
     std::vector<std::string> pinned;
+    std::vector<std::string> unified;
 };
 
 // totals over the layers, since the context was created

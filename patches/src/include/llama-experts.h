@@ -28,6 +28,10 @@ LLAMA_API void llama_expert_cache_reset(struct llama_context * ctx);
 // what the cache is doing, as a JSON object on one line; valid as long as the context
 LLAMA_API const char * llama_expert_cache_status(const struct llama_context * ctx);
 
+// Host memory that can be had without swapping, of the machine and of the control groups of this process, in bytes;
+// SIZE_MAX where nothing tells
+LLAMA_API size_t llama_host_memory_available(void);
+
 // Routing given from outside, for replaying a trace: from now on the token at position p uses the experts ids[p] instead
 // of those that the router selects; their weights stay the router's. After the last position it begins again.
 //   ids: [n_tokens][n_layers][n_expert_used], copied; layers with experts, ascending. NULL gives the choice back to the router

@@ -1,6 +1,8 @@
 #include "llama-expert-cache.h"
 
 #include "llama-context.h"
+#include "llama-expert-memory.h"
+#include "llama-expert-unified.h"
 #include "llama-impl.h"
 #include "llama-model.h"
 
@@ -178,7 +180,8 @@ llama_expert_cache::llama_expert_cache(
     n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0),
     n_ubatch(params.n_ubatch),
     reserve(params.expert_cache_reserve),
-    no_alloc(model.hparams.no_alloc) {
+    no_alloc(model.hparams.no_alloc),
+    unified(model.expert_unified.get()) {
     if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
         throw std::runtime_error("expert cache: unknown policy");
     }
@@ -315,6 +318,14 @@ static int32_t max_tokens_in_slots(ggml_backend_dev_t dev, const std::vector<ggm
     return result;
 }
 
+// in unified memory the experts are loaded and mapped later, to the same addresses
+const void * llama_expert_cache::map(ggml_backend_dev_t dev, const ggml_tensor * t) {
+    if (no_alloc) {
+        return t; // any address will do
+    }
+    return unified && unified->has(t) ? t->data : store.map(dev, t);
+}
+
 void llama_expert_cache::collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type) {
     const bool have_gpu = std::any_of(backends.begin(), backends.end(), [](const ggml_backend_ptr & backend) {
         const auto type = ggml_backend_dev_type(ggml_backend_get_device(backend.get()));
@@ -323,8 +334,8 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
 
     // the layers that this context computes
     const bool is_mtp   = ctx_type == LLAMA_CONTEXT_TYPE_MTP;
-    const int  il_begin = is_mtp ? model.hparams.n_layer() : 0;
-    const int  il_end   = is_mtp ? model.hparams.n_layer_all : model.hparams.n_layer();
+    il_begin = is_mtp ? model.hparams.n_layer() : 0;
+    il_end   = is_mtp ? model.hparams.n_layer_all : model.hparams.n_layer();
 
     std::set<std::string> reasons;
     for (int il = il_begin; il < il_end; ++il) {
@@ -353,7 +364,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         cur.max_tokens = max_tokens_in_slots(cur.dev, exps);
         for (const auto & tensors : { exps, biases, scales }) {
             for (ggml_tensor * t : tensors) {
-                cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), no_alloc ? t : store.map(cur.dev, t) });
+                cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), map(cur.dev, t) });
             }
         }
         layers.push_back(std::move(cur));
@@ -396,6 +407,10 @@ void llama_expert_cache::order_experts(const llama_model & model, const char * p
 
 // half of the capacity is pinned if there is a pin list that says nothing else
 void llama_expert_cache::choose_pinned(int32_t wanted) {
+    if (unified) {
+        n_pinned = budget(wanted).choose(wanted, n_pinned_requested).pinned;
+        return;
+    }
     const int32_t most = wanted - n_expert_used;
     if (n_pinned_requested > most) {
         throw std::runtime_error(format("expert cache: %d of %d slots pinned leaves fewer than the %d that a token uses: pin at most %d",
@@ -416,28 +431,6 @@ int32_t llama_expert_cache::batch_limit() const {
         result = std::min(result, l.max_tokens);
     }
     return result;
-}
-
-// host memory that can be had without swapping, of the machine and of the container; SIZE_MAX where nothing tells
-static size_t host_memory_available() {
-    size_t result = llama_meminfo("MemAvailable");
-
-    const size_t max     = llama_cgroup_memory("memory.max");
-    const size_t current = llama_cgroup_memory("memory.current");
-    if (max != SIZE_MAX && current != SIZE_MAX) {
-        result = std::min(result, max > current ? max - current : 0);
-    }
-
-    return result;
-}
-
-// what a device can still give; the CPU back end reports all the memory there is as free
-static size_t free_memory(ggml_backend_dev_t dev) {
-    size_t free  = 0;
-    size_t total = 0;
-    ggml_backend_dev_memory(dev, &free, &total);
-
-    return is_cpu(dev) ? std::min(free, host_memory_available()) : free;
 }
 
 // what the product of a prompt with weights that are not quantised sorts its rows in, once for all layers
@@ -465,7 +458,7 @@ int32_t llama_expert_cache::capacity_that_fits() const {
 
     int32_t result = n_expert;
     for (const auto & [dev, slot_bytes] : per_slot) {
-        const size_t free      = free_memory(dev);
+        const size_t free      = llama_device_memory_free(dev);
         const size_t available = free > margin + reserve ? free - margin - reserve : 0;
         result = std::min<int64_t>(result, n_slots + available/slot_bytes);
     }
@@ -473,7 +466,7 @@ int32_t llama_expert_cache::capacity_that_fits() const {
 }
 
 bool llama_expert_cache::resize() {
-    if (!asked && engaged()) {
+    if (asked.empty() && engaged()) {
         reason = "the model computes its experts in a way of its own";
         layers.clear();
         cached.clear();
@@ -481,6 +474,10 @@ bool llama_expert_cache::resize() {
         ctxs_bufs.clear();
         n_slots     = 0;
         status_json = info().json();
+    }
+    if (unified && n_moe > 0 && (!engaged() || asked.size() < layers.size())) {
+        throw std::runtime_error(format("expert cache: unified memory needs the cache in all layers: %s",
+                engaged() ? "the model computes some in a way of its own" : reason.c_str()));
     }
     if (!engaged()) {
         LLAMA_LOG_WARN("%s\n", info().line().c_str());
@@ -492,14 +489,24 @@ bool llama_expert_cache::resize() {
     }
 
     const int32_t largest = capacity_that_fits();
-    const int32_t wanted  = requested == LLAMA_EXPERT_CACHE_AUTO ? largest : std::min(requested, n_expert);
+    int32_t       wanted  = requested == LLAMA_EXPERT_CACHE_AUTO ? largest : std::min(requested, n_expert);
     if (wanted > largest) {
         throw std::runtime_error(format("expert cache: %d slots of %.1f MiB do not fit: the largest capacity that does is %d",
                 wanted, slot_bytes()/1024.0/1024.0, largest));
     }
 
+    if (unified) {
+        const auto choice = budget(largest).choose(requested == LLAMA_EXPERT_CACHE_AUTO ? requested : wanted, n_pinned_requested);
+        wanted   = choice.capacity;
+        n_pinned = choice.pinned;
+    }
     allocate_what_fits(wanted);
-    choose_pinned(n_slots);
+    if (!unified || n_slots < wanted) {
+        choose_pinned(n_slots);
+    }
+    if (unified) {
+        load();
+    }
     reset();
 
     status_json = info().json();
@@ -591,6 +598,54 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     return nullptr;
 }
 
+llama_expert_budget llama_expert_cache::budget(int32_t capacity_max) const {
+    std::map<int, llama_expert_unified::served> served;
+    for (const auto & l : layers) {
+        served[l.il] = { l.n_listed, is_cpu(l.dev) };
+    }
+    llama_expert_budget result;
+    result.layers        = unified->sizes(il_begin, il_end, served);
+    result.n_expert_used = n_expert_used;
+    result.capacity_max  = capacity_max;
+    result.host_bytes    = unified->host_budget();
+    return result;
+}
+
+void llama_expert_cache::load() {
+    std::map<const ggml_tensor *, llama_expert_unified::pins> pins;
+    for (const auto & l : layers) {
+        const int32_t n = pinned_in(l);
+        for (const auto & w : l.exps) {
+            if (unified->has(w.store)) {
+                pins[w.store] = { w.cache, l.order.data(), n };
+                continue;
+            }
+            const size_t nb = w.cache->nb[2];
+            for (int32_t slot = 0; slot < n; ++slot) { // biases and scales are in host memory
+                ggml_backend_tensor_set(w.cache, (const char *) w.store->data + l.order[slot]*nb, slot*nb, nb);
+            }
+        }
+    }
+    unified->load(il_begin, il_end, pins);
+    for (const auto & l : layers) {
+        unified->map(l.dev);
+    }
+}
+
+// leaves out the pinned slots, which are filled already and from nowhere else
+static void skip_pinned_fills(const ggml_expert_cache_state & state, const std::vector<int32_t> & owner, int32_t n_pinned) {
+    const int32_t n_slots = state.owner->ne[0];
+
+    std::vector<int32_t> fills(2*(n_slots + 1), 0);
+    for (int32_t slot = n_pinned; slot < n_slots; ++slot) {
+        int32_t & n = fills[0];
+        n++;
+        fills[2*n + 0] = owner[slot];
+        fills[2*n + 1] = slot;
+    }
+    ggml_backend_tensor_set(state.fills, fills.data(), 0, ggml_nbytes(state.fills));
+}
+
 void llama_expert_cache::reset() {
     // the operations that fill a layer, and their sources
     const size_t n_fills   = (MAX_TENSORS + GGML_EXPERT_CACHE_MAX_WEIGHTS - 1)/GGML_EXPERT_CACHE_MAX_WEIGHTS;
@@ -600,11 +655,14 @@ void llama_expert_cache::reset() {
 
     for (const auto & l : layers) {
         ggml_expert_cache_state_init(&l.state, l.order.data());
+        if (unified) {
+            skip_pinned_fills(l.state, l.order, pinned_in(l));
+        }
 
         ggml_context_ptr ctx { ggml_init(params) };
         ggml_cgraph    * gf = ggml_new_graph_custom(ctx.get(), n_tensors, false);
 
-        // all owners are on the fill list
+        // the owners are on the fill list
         ggml_build_forward_expand(gf, l.build_fill(ctx.get(), l.state.owner));
         for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
             ggml_backend_view_init(ggml_graph_node(gf, i));
@@ -615,6 +673,15 @@ void llama_expert_cache::reset() {
         }
     }
     counting = true;
+}
+
+// on the CPU the experts are in reach of any step, if they are all in host memory
+bool llama_expert_cache::gathers(const layer & l) const {
+    return (unified || !is_cpu(l.dev)) && l.mapped();
+}
+
+int32_t llama_expert_cache::pinned_in(const layer & l) const {
+    return std::min(n_pinned, l.n_listed);
 }
 
 llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const {
@@ -631,11 +698,11 @@ llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * sel
         l = &layers[it->second.layer];
         used.push_back(&l->exps[it->second.weight]);
     }
-    asked = true;
+    asked.insert(l->il);
 
     llama_expert_view result;
 
-    const int32_t pinned = std::min(n_pinned, l->n_listed);
+    const int32_t pinned = pinned_in(*l);
     if (ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && selected->ne[1] <= l->max_tokens) {
         ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
         if (ggml_backend_dev_supports_op(l->dev, slots)) {
@@ -646,7 +713,7 @@ llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * sel
             return result;
         }
     }
-    if (!is_cpu(l->dev) && l->mapped()) {
+    if (gathers(*l)) {
         result.ids = selected;
         for (const weights * w : used) {
             result.tensors.emplace_back(w->store, ggml_expert_gather(ctx, selected, &l->state, w->cache, w->store, w->address));
@@ -705,6 +772,7 @@ std::string llama_expert_cache_info::json() const {
         format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"lru\", ", engaged ? "true" : "false", json_string(reason).c_str()) +
         format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", asked.c_str(), capacity, pinned) +
         format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
+        format("\"unified\": %s, \"host_bytes\": %zu, \"device_only_bytes\": %zu, ", unified ? "true" : "false", host_bytes, device_bytes) +
         format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
         format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s}",
@@ -722,6 +790,7 @@ std::string llama_expert_cache_info::line() const {
     return
         format("expert cache: engaged: lru, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
                 capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
+        (!unified ? "" : format("unified: %.1f MiB of experts in host memory, %.1f MiB only on the device; ", host_bytes/1024.0/1024.0, device_bytes/1024.0/1024.0)) +
         format("%s; steps of up to %d tokens%s%s%s", miss_cost().c_str(), batch_limit, gathers ? ", larger ones gather their experts" : "",
                 reason.empty() ? "" : "; other layers not served: ", reason.c_str()) +
         format("%s%s", warning().empty() ? "" : "; warning: ", warning().c_str());
@@ -742,6 +811,15 @@ llama_expert_cache_info llama_expert_cache::info() const {
     result.batch_limit   = engaged() ? batch_limit() : 0;
 
     result.pinned_bytes  = store.size();
+    if (unified) {
+        result.unified       = true;
+        result.pinned_bytes += unified->mapped_bytes();
+        for (const auto & l : layers) {
+            for (const auto & w : l.exps) {
+                result.device_bytes += unified->has(w.store) ? pinned_in(l)*w.store->nb[2] : 0;
+            }
+        }
+    }
 
     for (const auto & [_, size] : memory_breakdown()) {
         result.cache_bytes += size;
@@ -749,10 +827,11 @@ llama_expert_cache_info llama_expert_cache::info() const {
     for (const auto & l : layers) {
         result.expert_bytes = std::max(result.expert_bytes, l.expert_bytes());
         result.by_host      = result.by_host || !l.mapped();
-        result.gathers      = result.gathers || (!is_cpu(l.dev) && l.mapped());
+        result.gathers      = result.gathers || gathers(l);
         result.store_bytes += l.n_expert()*l.expert_bytes();
         result.devices.insert(ggml_backend_dev_name(l.dev));
     }
+    result.host_bytes = unified ? unified->host_bytes() : result.store_bytes;
 
     return result;
 }

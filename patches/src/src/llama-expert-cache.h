@@ -1,5 +1,6 @@
 #pragma once
 
+#include "llama-expert-budget.h"
 #include "llama-expert-store.h"
 #include "llama-experts.h"
 
@@ -14,6 +15,7 @@
 #include <vector>
 
 struct llama_model;
+class  llama_expert_unified;
 
 // experts to pin, read from a text file:
 //   # EXPERT_CACHE_PIN_LIST v1
@@ -45,6 +47,9 @@ struct llama_expert_cache_info {
     size_t      store_bytes   = 0;
     size_t      expert_bytes  = 0;     // largest expert
     size_t      pinned_bytes  = 0;     // host memory that devices read themselves
+    bool        unified       = false; // pinned experts are only in slots
+    size_t      host_bytes    = 0;     // of experts in host memory
+    size_t      device_bytes  = 0;     // of experts that are not
     bool        by_host       = false; // they cannot: the host copies, for which it waits for the device in each layer
 
     std::set<std::string> devices;
@@ -92,6 +97,8 @@ public:
 
     bool engaged() const { return !layers.empty(); }
 
+    bool is_unified() const { return unified; }
+
     // a step whose experts fit in the slots finds them there; a larger one in tensors that are gathered for it from the
     // slots and the store, where the device can read the store. Empty if neither, or if these tensors are not served.
     //   selected: I32 [n_expert_used, n_tokens]
@@ -135,16 +142,21 @@ private:
         ggml_tensor * build_fill(ggml_context * ctx, ggml_tensor * slots) const;
     };
 
+    const void * map(ggml_backend_dev_t dev, const ggml_tensor * t);
     void collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type);
     void order_experts(const llama_model & model, const char * pin_list);
     void choose_pinned(int32_t wanted);
     ggml_backend_buffer_type_t allocate(int32_t n_slots_new); // returns which one lacks the memory, without slots then; null if none
     void allocate_what_fits(int32_t wanted);
+    void load(); // in unified memory: the experts
+    llama_expert_budget budget(int32_t capacity_max) const;
     llama_expert_cache_info info() const;
 
     int32_t capacity_that_fits() const;
     size_t  prompt_scratch(const layer & l) const;
     int32_t batch_limit() const;
+    int32_t pinned_in(const layer & l) const;
+    bool    gathers(const layer & l) const;
     size_t  slot_bytes() const;
 
     const int32_t     requested; // LLAMA_EXPERT_CACHE_AUTO or the number of slots
@@ -153,12 +165,15 @@ private:
     const size_t      n_ubatch;
     const size_t      reserve;  // bytes to leave on each device
     const bool        no_alloc; // only measures: allocates, maps and refuses nothing
+    llama_expert_unified * const unified; // of the model; null = all experts are in host memory
+    int               il_begin = 0; // layers that the context computes
+    int               il_end   = 0;
     int32_t           n_expert = 0;
     int32_t           n_slots  = 0;
     int32_t           n_pinned = 0;
     int32_t           n_moe    = 0; // layers with experts, served or not
     bool              counting = false; // the counters are set up
-    mutable bool      asked    = false; // some graph asked for experts
+    mutable std::set<int> asked;  // layers whose experts some graph asked for
     std::string       reason;       // why layers are not served
     std::string       status_json;
 

@@ -1,36 +1,11 @@
 #include "llama-expert-store.h"
 
+#include "llama-expert-memory.h"
 #include "llama-impl.h"
 
 #include "ggml-expert-cache.h"
 
-#include <algorithm>
 #include <cstdint>
-#include <fstream>
-#include <string>
-
-size_t llama_meminfo(const char * field) {
-    std::ifstream meminfo("/proc/meminfo");
-    std::string   name;
-    size_t        kib = 0;
-    while (meminfo >> name >> kib && meminfo.ignore(64, '\n')) {
-        if (name == std::string(field) + ":") {
-            return kib*1024;
-        }
-    }
-    return SIZE_MAX;
-}
-
-size_t llama_cgroup_memory(const char * file) {
-    std::ifstream is(std::string("/sys/fs/cgroup/") + file);
-    size_t bytes = 0;
-    return is >> bytes ? bytes : SIZE_MAX; // "max" is no number
-}
-
-// what can be pinned at most: the memory of the machine and of the container; SIZE_MAX where nothing tells
-static size_t host_memory_total() {
-    return std::min(llama_meminfo("MemTotal"), llama_cgroup_memory("memory.max"));
-}
 
 llama_expert_store::~llama_expert_store() {
     clear();
@@ -76,7 +51,7 @@ const char * llama_expert_store::map_buffer(ggml_backend_dev_t dev, ggml_backend
     const size_t size = ggml_backend_buffer_get_size(buffer);
     const auto   map  = (ggml_backend_expert_store_map_t) ggml_backend_reg_get_proc_address(m.reg, "ggml_backend_expert_store_map");
 
-    if (size >= host_memory_total()) {
+    if (size >= llama_host_memory_total()) {
         LLAMA_LOG_WARN("expert cache: not pinning %.1f GiB: more than the memory of the host\n", size/1024.0/1024.0/1024.0);
     } else if (map) {
         const int64_t start = ggml_time_us();

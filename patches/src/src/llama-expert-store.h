@@ -8,12 +8,6 @@
 
 struct ggml_tensor;
 
-// bytes of a field of /proc/meminfo, SIZE_MAX where there is none
-size_t llama_meminfo(const char * field);
-
-// bytes in a file of the control group, such as memory.max; SIZE_MAX where there is none, or no limit
-size_t llama_cgroup_memory(const char * file);
-
 // Host memory of the experts, mapped so that the device of their layer can read it.
 class llama_expert_store {
 public:

@@ -7,6 +7,7 @@
 #include "build-info.h"
 #include "common.h"
 #include "expert-cache.h"
+#include "host-ballast.h"
 #include "ggml-cpp.h"
 #include "llama-experts.h"
 #include "log.h"
@@ -29,7 +30,7 @@
 #include <string>
 #include <vector>
 
-#if !defined(_WIN32)
+#if !defined(_WIN32) && !defined(__linux__)
 #include <sys/resource.h>
 #endif
 
@@ -48,6 +49,7 @@ struct bench_params {
     std::string replay;                // routing trace to follow, empty = the router's own choice
     int32_t     repetitions = 1;
     int32_t     first       = 0;       // so many of the prompts, 0 = all
+    int32_t     host_limit  = 0;       // MiB of the host's memory that may be used, 0 = what there is
     int32_t     vram_limit  = 0;       // MiB of each GPU's memory that may be used, 0 = what there is
     bool        forced      = false;   // decode the prompts' tokens, choose none
 
@@ -70,6 +72,7 @@ static void print_usage(int argc, char ** argv) {
     LOG("\n  --trace-out FNAME  write the experts selected in every decode step: .npy, int32, (steps, MoE layers, experts)");
     LOG("\n  --replay FNAME     use the experts of such a trace, step by step, instead of the router's; with --forced");
     LOG("\n  --vram-limit N     occupy what is free of each GPU's memory except for N MiB before anything is loaded");
+    LOG("\n  --host-limit N     likewise of the host's memory, in a process of its own");
     LOG("\n  -o FNAME           write the results there (default: standard output)\n\n");
 }
 
@@ -99,6 +102,7 @@ static bench_params parse_own(std::vector<char *> & argv) {
         { "--replay",    [&](const std::string &,     const std::string & value) { params.replay      = value;                      } },
         { "-o",          [&](const std::string &,     const std::string & value) { params.out         = value;                      } },
         { "--first",     [&](const std::string & arg, const std::string & value) { params.first       = parse_positive(arg, value); } },
+        { "--host-limit", [&](const std::string & arg, const std::string & value) { params.host_limit = parse_positive(arg, value); } },
         { "--vram-limit", [&](const std::string & arg, const std::string & value) { params.vram_limit = parse_positive(arg, value); } },
         { "-r",          [&](const std::string & arg, const std::string & value) { params.repetitions = parse_positive(arg, value); } },
         { "--parallel",  [&](const std::string & arg, const std::string & value) { params.parallel    = parse_list(arg, value);     } },
@@ -514,9 +518,31 @@ private:
             { "layers",        layers },
             { "memory",        memory(status["cache_bytes"]) },
             { "copy",          copy },
+            { "host_limit_bytes", own.host_limit > 0 ? json((int64_t) own.host_limit*1024*1024) : json() },
             { "vram_limit_bytes", own.vram_limit > 0 ? json((int64_t) own.vram_limit*1024*1024) : json() },
             { "status",        status },
         };
+    }
+
+    // most memory that this process ever had resident
+    static json host_peak() {
+#if defined(__linux__)
+        // what getrusage says begins with what the parent had when it started this process
+        std::ifstream status("/proc/self/status");
+        for (std::string line; std::getline(status, line);) {
+            long long kib = 0;
+            if (sscanf(line.c_str(), "VmHWM: %lld kB", &kib) == 1) {
+                return (int64_t) kib*1024;
+            }
+        }
+        return nullptr;
+#elif defined(_WIN32)
+        return nullptr;
+#else
+        rusage usage = {};
+        getrusage(RUSAGE_SELF, &usage);
+        return (int64_t) usage.ru_maxrss; // bytes on macOS
+#endif
     }
 
     static json memory(const json & cache_bytes) {
@@ -532,17 +558,7 @@ private:
             devices.push_back({ { "name", ggml_backend_dev_name(dev) }, { "total_bytes", total }, { "free_bytes", free } });
         }
 
-        json host_peak = nullptr;
-#if !defined(_WIN32)
-        rusage usage = {};
-        getrusage(RUSAGE_SELF, &usage);
-#if defined(__APPLE__)
-        host_peak = (int64_t) usage.ru_maxrss;
-#else
-        host_peak = (int64_t) usage.ru_maxrss*1024;
-#endif
-#endif
-        return { { "host_peak_bytes", host_peak }, { "devices", devices }, { "cache_bytes", cache_bytes } };
+        return { { "host_peak_bytes", host_peak() }, { "devices", devices }, { "cache_bytes", cache_bytes } };
     }
 
     const common_params & params;
@@ -669,7 +685,8 @@ private:
 static std::string last_error;
 
 static void log_callback(ggml_log_level level, const char * text, void * user_data) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
+    const bool says_why = !std::strstr(text, "failed to load model"); // follows the reason
+    if (level == GGML_LOG_LEVEL_ERROR && says_why) {
         last_error = text;
         last_error.erase(last_error.find_last_not_of('\n') + 1);
     }
@@ -697,6 +714,7 @@ static void run(common_params & params, const bench_params & own) {
         recorder.attach(params);
     }
 
+    const host_ballast host(own.host_limit);
     const json         copy = measure_copy();
     const vram_ballast ballast(own.vram_limit);
 

@@ -1,0 +1,16 @@
+#pragma once
+
+#include "llama-experts.h"
+
+#include "ggml-backend.h"
+
+#include <cstddef>
+
+// bytes of a field of /proc/meminfo, SIZE_MAX where there is none
+size_t llama_meminfo(const char * field);
+
+// what can be pinned at most: the memory of the machine and of the control groups; SIZE_MAX where nothing tells
+size_t llama_host_memory_total();
+
+// what a device can still give; the CPU back end reports all the memory there is as free
+size_t llama_device_memory_free(ggml_backend_dev_t dev);
