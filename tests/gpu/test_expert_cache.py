@@ -100,3 +100,27 @@ def test_logits_are_those_of_the_resident_model(
         assert hashes[0] == hashes[1], f"{one['parallel']} sequences"
         assert other["status"]["store_pinned"]
     assert (cached[0]["misses"] > 0) == (slots < N_EXPERT)
+
+
+@pytest.mark.parametrize("slots", [8, 40, N_EXPERT])
+def test_the_policy_hot_says_what_the_resident_model_says(
+    cuda_build: Manifest, tmp_path: Path, slots: int
+) -> None:
+    """To the bit where every expert has a slot; else the CPU's sums differ in the last bits."""
+    several = ("--parallel", "1,4,16")
+    resident = decode(cuda_build, tmp_path / "resident.jsonl", *several)
+    hot = ("-ncmoe", 99, "--no-repack", "--moe-hot-k", slots, "--moe-hot-rebalance-interval", 7)
+    runs = decode(cuda_build, tmp_path / "hot.jsonl", *several, *hot)
+    again = decode(cuda_build, tmp_path / "again.jsonl", *several, *hot)
+    for one, other, repeated in zip(resident, runs, again, strict=True):
+        pairs = list(zip(one["prompts"], other["prompts"], strict=True))
+        same = sum(a["tokens"] == b["tokens"] for a, b in pairs)
+        assert same >= 0.9 * len(pairs), f"{one['parallel']} sequences"
+        assert other["prompts"] == [
+            {**prompt, "token_ns": mine["token_ns"], "prompt_ns": mine["prompt_ns"]}
+            for prompt, mine in zip(repeated["prompts"], other["prompts"], strict=True)
+        ]
+        if slots == N_EXPERT and one["parallel"] <= 8:
+            assert all(a["logits_hash"] == b["logits_hash"] for a, b in pairs)
+        assert other["computed"] == other["misses"]
+        assert (other["misses"] > 0) == (slots < N_EXPERT)

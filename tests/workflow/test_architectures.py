@@ -61,10 +61,11 @@ def model(
 def decode(binaries: dict[str, Path], model: Path, prompts: Path) -> Decode:
     """Return a function that decodes the prompts with so many slots and sequences at once."""
 
-    def run(slots: object, parallel: int = 1) -> dict[str, Any]:
+    def run(slots: object, *more: object, parallel: int = 1, plain: bool = False) -> dict[str, Any]:
         words = ("-m", model, "--prompts", prompts, "-n", N_GEN, "-t", 1, "-c", 256)
-        more = ("--parallel", parallel, "--expert-cache", slots)
-        command = [str(word) for word in (binaries["llama-expert-bench"], *words, *more)]
+        arm = ("--parallel", parallel, "--expert-cache", slots, *more)
+        layout = ("--no-repack",) if plain else ()
+        command = [str(w) for w in (binaries["llama-expert-bench"], *words, *arm, *layout)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-2000:]}"
         result: dict[str, Any] = json.loads(done.stdout)
@@ -88,6 +89,27 @@ def test_logits_are_those_of_off(decode: Decode) -> None:
     two = decode(2 * N_EXPERT_USED, parallel=2)
     assert hashes(two) == hashes(decode("off", parallel=2))
     assert two["misses"] > 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("deepseek2", "qwen3moe", "nemotron_h_moe", "llama4", "grok", "qwen35moe"),
+        *("glm4moe", "grovemoe", "arctic"),
+    ],
+    indirect=True,
+)
+def test_the_cpu_computes_misses_as_the_graph_does(decode: Decode) -> None:
+    """The policy hot with too few slots: biases, scales, merged weights, every activation."""
+    off = decode("off", plain=True)
+    for slots in (N_EXPERT_USED, N_WIDE - 3, N_WIDE):
+        hot = decode(slots, "--expert-cache-policy", "hot", plain=True)
+        assert hot["status"]["engaged"], hot["status"]["reason"]
+        assert (hot["computed"] > 0) == (slots < N_WIDE), f"{slots} slots"
+        for mine, other in zip(hot["prompts"], off["prompts"], strict=True):
+            assert mine["logits_margin"] == pytest.approx(other["logits_margin"], abs=1e-3)
+            assert mine["tokens"] == other["tokens"]
+    assert hashes(hot) == hashes(off)
 
 
 def tensors(path: Path) -> set[str]:

@@ -358,7 +358,7 @@ def test_malformed_variable_is_named(
     assert value in error
 
 
-@pytest.mark.parametrize("policy", ["mru", "hot"])
+@pytest.mark.parametrize("policy", ["mru", "HOT"])
 def test_unknown_policy_is_refused(
     complaint: Callable[..., str], geometry: Geometry, policy: str
 ) -> None:

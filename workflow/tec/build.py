@@ -50,6 +50,7 @@ TESTS = (
     "test-expert-cache",
     "test-expert-cache-contexts",
     "test-expert-cache-fit",
+    "test-expert-host",
     "test-gguf",
     "test-llama-archs",
 )

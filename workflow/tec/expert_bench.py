@@ -100,7 +100,7 @@ class ExpertBench(_Line):
     memory: Memory
     status: Status
     bytes_moved: Bytes = 0
-    """Misses times the bytes of an expert of their layer."""
+    """Experts copied into slots times their bytes; the policy hot copies none of its misses."""
     vram_limit_bytes: Bytes | None = None
     """Of each device; the rest was occupied."""
     host_copy: Copy | None = Field(default=None, alias="copy")

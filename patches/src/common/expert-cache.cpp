@@ -35,10 +35,36 @@ void common_expert_cache_params::set_capacity(const std::string & value) {
 }
 
 void common_expert_cache_params::set_policy(const std::string & value) {
-    if (value != "lru") {
-        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy of this version: choose 'lru'", value.c_str()));
+    if (value != "lru" && value != "hot") {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy of this version: choose 'lru' or 'hot'", value.c_str()));
     }
-    policy = LLAMA_EXPERT_CACHE_POLICY_LRU;
+    policy     = value == "hot" ? LLAMA_EXPERT_CACHE_POLICY_HOT : LLAMA_EXPERT_CACHE_POLICY_LRU;
+    policy_set = true;
+}
+
+void common_expert_cache_params::set_hot_k(const std::string & value) {
+    hot_k = parse_count(value, 0, "a number of hot experts per layer (0 = the policy hot is not asked for)");
+}
+
+void common_expert_cache_params::set_hot_interval(const std::string & value) {
+    hot_interval = parse_count(value, 1, "a number of tokens from 1, after which the hot experts are chosen again");
+}
+
+void common_expert_cache_params::resolve() {
+    const bool off_by_hand = capacity_given && off();
+    if (hot_k == 0 || off_by_hand) {
+        return;
+    }
+    if (policy_set && policy != LLAMA_EXPERT_CACHE_POLICY_HOT) {
+        throw std::invalid_argument(string_format("expert cache: %d hot experts are asked for, but the policy is '%s': "
+                "leave out --moe-hot-k, or choose --expert-cache-policy hot", hot_k, policy_str().c_str()));
+    }
+    if (capacity_given && capacity != hot_k) {
+        throw std::invalid_argument(string_format("expert cache: %d hot experts are asked for, but --expert-cache is '%s': "
+                "leave out one of them", hot_k, capacity_str().c_str()));
+    }
+    policy   = LLAMA_EXPERT_CACHE_POLICY_HOT;
+    capacity = hot_k;
 }
 
 void common_expert_cache_params::set_pinned(const std::string & value) {
@@ -74,8 +100,7 @@ std::string common_expert_cache_params::capacity_str() const {
 }
 
 std::string common_expert_cache_params::policy_str() const {
-    GGML_ASSERT(policy == LLAMA_EXPERT_CACHE_POLICY_LRU);
-    return "lru";
+    return policy == LLAMA_EXPERT_CACHE_POLICY_HOT ? "hot" : "lru";
 }
 
 void common_expert_cache_params::apply(llama_context_params & params) const {
@@ -84,6 +109,8 @@ void common_expert_cache_params::apply(llama_context_params & params) const {
     params.expert_cache_pin_list = pin_list.empty() ? nullptr : pin_list.c_str();
     params.expert_cache_policy   = policy;
     params.expert_cache_reserve  = reserve;
+    params.expert_cache_hot_interval = hot_interval;
+    params.expert_cache_hot_bypass   = hot_bypass;
 }
 
 void common_expert_cache_params::apply(llama_model_params & params) const {
@@ -127,12 +154,16 @@ common_expert_cache_params common_expert_cache_from_env() {
     from_env("EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { params.pin_list = v; params.unified = true; });
     from_env("EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { params.set_unified(v); });
 
+    from_env("LLAMA_MOE_HOT_PP_BYPASS_N_TOKENS", [&](const std::string & v) {
+        params.hot_bypass = parse_count(v, 1, "a number of tokens from 1: steps of more go past the hot experts");
+    });
+
     // enabled without a capacity means auto; a capacity does not count if disabled
     from_env("EXPERT_CACHE_ENABLE", [&](const std::string & v) {
         const bool enable = parse_switch(v);
         params.capacity_given = true;
         if (!enable) {
-            params.capacity = LLAMA_EXPERT_CACHE_OFF;
+            params.set_capacity("off");
         } else if (params.off()) {
             params.capacity = LLAMA_EXPERT_CACHE_AUTO;
         }
@@ -152,8 +183,8 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
         [](common_params & params, const std::string & value) { params.expert_cache.set_capacity(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE"));
     add_opt(common_arg(
-        {"--expert-cache-policy"}, "{lru}",
-        "which experts the slots hold: the most recently used (default: lru)",
+        {"--expert-cache-policy"}, "{lru,hot}",
+        "which experts the slots hold: the most recently used, or the most used, with the others computed by the CPU (default: lru)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_policy(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE_POLICY"));
     add_opt(common_arg(
@@ -171,6 +202,16 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
         "pinned experts are only on the device, without a copy in host memory: for models that are larger than that (default: off)",
         [](common_params & params) { params.expert_cache.unified = true; }
     ).set_env("LLAMA_ARG_EXPERT_CACHE_UNIFIED"));
+    add_opt(common_arg(
+        {"--moe-hot-k"}, "N",
+        "the same as --expert-cache N --expert-cache-policy hot (default: 0, not asked for)",
+        [](common_params & params, const std::string & value) { params.expert_cache.set_hot_k(value); }
+    ).set_env("LLAMA_ARG_MOE_HOT_K"));
+    add_opt(common_arg(
+        {"--moe-hot-rebalance-interval"}, "N",
+        "tokens after which the policy hot chooses its experts again (default: 60)",
+        [](common_params & params, const std::string & value) { params.expert_cache.set_hot_interval(value); }
+    ).set_env("LLAMA_ARG_MOE_HOT_REBALANCE_INTERVAL"));
 }
 
 //
@@ -185,20 +226,24 @@ void common_expert_cache_sweep::read_env() {
     from_env("LLAMA_ARG_EXPERT_CACHE_PINNED",   [&](const std::string & v) { base.set_pinned(v); });
     from_env("LLAMA_ARG_EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { base.pin_list = v; });
     from_env("LLAMA_ARG_EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { base.set_unified(v); });
+    from_env("LLAMA_ARG_MOE_HOT_K",             [&](const std::string & v) { base.set_hot_k(v); });
+    from_env("LLAMA_ARG_MOE_HOT_REBALANCE_INTERVAL", [&](const std::string & v) { base.set_hot_interval(v); });
 }
 
 bool common_expert_cache_sweep::is_arg(const std::string & arg) {
     return arg == "--expert-cache" || arg == "--expert-cache-policy" || arg == "--expert-cache-pin-list" || arg == "--expert-cache-pinned" ||
-           arg == "--expert-cache-unified";
+        arg == "--expert-cache-unified" || arg == "--moe-hot-k" || arg == "--moe-hot-rebalance-interval";
 }
 
 const char * common_expert_cache_sweep::usage() {
     return
         "  --expert-cache <off|auto|N>                       (default: off)\n"
-        "  --expert-cache-policy <lru>                       (default: lru)\n"
+        "  --expert-cache-policy <lru|hot>                   (default: lru)\n"
         "  --expert-cache-pinned <n>                         (default: half of the slots with a pin list)\n"
         "  --expert-cache-pin-list <filename>                (default: none)\n"
-        "  --expert-cache-unified <0|1>                      (default: 0)\n";
+        "  --expert-cache-unified <0|1>                      (default: 0)\n"
+        "  --moe-hot-k <n>                                   (default: 0, none; else the policy hot with n slots)\n"
+        "  --moe-hot-rebalance-interval <n>                  (default: 60)\n";
 }
 
 void common_expert_cache_sweep::parse(const std::string & arg, const std::string & value) {
@@ -210,7 +255,9 @@ void common_expert_cache_sweep::parse(const std::string & arg, const std::string
     auto & axis =
         arg == "--expert-cache"         ? capacity :
         arg == "--expert-cache-policy"  ? policy   :
-        arg == "--expert-cache-unified" ? unified  : pinned;
+        arg == "--expert-cache-pinned"  ? pinned   :
+        arg == "--expert-cache-unified" ? unified  :
+        arg == "--moe-hot-k"            ? hot_k    : hot_interval;
     for (const auto & item : string_split<std::string>(value, ',')) {
         axis.push_back(item);
     }
@@ -240,6 +287,11 @@ std::vector<common_expert_cache_params> common_expert_cache_sweep::instances() c
     result = expand(result, policy,   &common_expert_cache_params::set_policy);
     result = expand(result, pinned,   &common_expert_cache_params::set_pinned);
     result = expand(result, unified,  &common_expert_cache_params::set_unified);
+    result = expand(result, hot_k,    &common_expert_cache_params::set_hot_k);
+    result = expand(result, hot_interval, &common_expert_cache_params::set_hot_interval);
+    for (auto & instance : result) {
+        instance.resolve();
+    }
     return result;
 }
 
@@ -262,7 +314,8 @@ common_expert_cache_stats common_expert_cache_get_stats(llama_context * ctx) {
         const auto layer = llama_expert_cache_get_layer_stats(ctx, i);
         stats.hits        += layer.hits;
         stats.misses      += layer.misses;
-        stats.bytes_moved += layer.misses*(int64_t) layer.expert_bytes;
+        stats.computed    += layer.computed;
+        stats.bytes_moved += layer.copied*(int64_t) layer.expert_bytes;
     }
     return stats;
 }

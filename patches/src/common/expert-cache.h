@@ -22,9 +22,21 @@ struct common_expert_cache_params {
     bool                      pinned_with_list = false;          // pinned counts only if there is a pin list
     size_t                    reserve  = 0;                      // bytes to leave on each device for what is loaded after the context
 
+    // of the policy hot
+    int32_t hot_k        = 0; // --moe-hot-k: policy and capacity in one, 0 = not asked for
+    int32_t hot_interval = llama_context_default_params().expert_cache_hot_interval;
+    int32_t hot_bypass   = llama_context_default_params().expert_cache_hot_bypass;
+    bool    policy_set   = false;
+
     void set_capacity(const std::string & value); // "off", "auto" or a number
-    void set_policy  (const std::string & value); // "lru"
+    void set_policy  (const std::string & value); // "lru" or "hot"
     void set_pinned  (const std::string & value);
+
+    void set_hot_k       (const std::string & value);
+    void set_hot_interval(const std::string & value);
+
+    // what hot_k stands for, once all is set
+    void resolve();
 
     std::string capacity_str() const;
     std::string policy_str() const;
@@ -74,12 +86,15 @@ private:
     std::vector<std::string> policy;
     std::vector<std::string> pinned;
     std::vector<std::string> unified;
+    std::vector<std::string> hot_k;
+    std::vector<std::string> hot_interval;
 };
 
 // totals over the layers, since the context was created
 struct common_expert_cache_stats {
     int64_t hits        = 0;
     int64_t misses      = 0;
+    int64_t computed    = 0; // misses that the CPU computed
     int64_t bytes_moved = 0;
 
     double hit_rate() const { return hits + misses > 0 ? (double) hits/(hits + misses) : 0.0; }
@@ -88,6 +103,7 @@ struct common_expert_cache_stats {
     void add(const common_expert_cache_stats & after, const common_expert_cache_stats & before) {
         hits        += after.hits        - before.hits;
         misses      += after.misses      - before.misses;
+        computed    += after.computed    - before.computed;
         bytes_moved += after.bytes_moved - before.bytes_moved;
     }
 };

@@ -182,7 +182,12 @@ llama_expert_cache::llama_expert_cache(
     reserve(params.expert_cache_reserve),
     no_alloc(model.hparams.no_alloc),
     unified(model.expert_unified.get()) {
-    if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
+    if (params.expert_cache_policy == LLAMA_EXPERT_CACHE_POLICY_HOT) {
+        if (unified) {
+            throw std::runtime_error("expert cache: unified memory works with the policy lru only: the CPU cannot compute experts that are not in host memory");
+        }
+        hot = std::make_unique<llama_expert_hot>(n_expert_used, params.expert_cache_hot_interval, params.expert_cache_hot_bypass);
+    } else if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
         throw std::runtime_error("expert cache: unknown policy");
     }
     if (!no_alloc && params.expert_cache_pinned > 0 && !params.expert_cache_pin_list) {
@@ -207,6 +212,9 @@ llama_expert_cache::llama_expert_cache(
 }
 
 llama_expert_cache::~llama_expert_cache() {
+    if (hot) {
+        hot->synchronize(); // its copies
+    }
     if (!counting) {
         return;
     }
@@ -217,11 +225,11 @@ llama_expert_cache::~llama_expert_cache() {
         const auto stats = layer_stats(i);
         hits   += stats.hits;
         misses += stats.misses;
-        bytes  += stats.misses*(int64_t) stats.expert_bytes;
+        bytes  += stats.copied*(int64_t) stats.expert_bytes;
     }
     if (hits + misses > 0) {
-        LLAMA_LOG_WARN("expert cache: %" PRId64 " hits, %" PRId64 " misses (%.1f%% hits), %.1f MiB moved\n",
-            hits, misses, 100.0*hits/(hits + misses), bytes/1024.0/1024.0);
+        LLAMA_LOG_WARN("expert cache: %" PRId64 " hits, %" PRId64 " misses (%.1f%% hits)%s, %.1f MiB moved\n",
+            hits, misses, 100.0*hits/(hits + misses), hot ? ", which the CPU computed" : "", bytes/1024.0/1024.0);
     }
 }
 
@@ -281,14 +289,15 @@ static bool is_repacked(const ggml_tensor * exps) {
 }
 
 // why a layer with these experts cannot be served, empty if it can
-static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend_dev_t dev, ggml_backend_t backend, bool have_gpu) {
+static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend_dev_t dev, ggml_backend_t backend, bool have_gpu, bool hot) {
     if (!std::all_of(exps.begin(), exps.end(), in_host_memory)) {
         return "experts are in device memory";
     }
     if (is_cpu(dev) && have_gpu) {
         return "the layer runs on the CPU";
     }
-    if (!backend || !dev_has_expert_cache(dev)) {
+    // the policy hot needs no operations of ours on the device
+    if (!backend || !(hot ? ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_META : dev_has_expert_cache(dev))) {
         return format("the back end of %s has no expert cache", ggml_backend_dev_name(dev));
     }
     if (!is_cpu(dev) && std::any_of(exps.begin(), exps.end(), is_repacked)) {
@@ -296,6 +305,18 @@ static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend
     }
     if (!std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_contiguous(t) && t->ne[3] == 1; })) {
         return "experts are not contiguous";
+    }
+    return "";
+}
+
+// the same for the policy hot
+static std::string why_not_hot(
+        const std::vector<ggml_tensor *> & exps, const std::vector<ggml_tensor *> & biases, const std::vector<ggml_tensor *> & scales) {
+    if (std::any_of(exps.begin(), exps.end(), is_repacked)) {
+        return "experts are repacked for the CPU, which the policy hot does not read: load them with --no-repack";
+    }
+    if (!biases.empty() && !scales.empty()) {
+        return "experts have both biases and scales, which the policy hot does not compute";
     }
     return "";
 }
@@ -356,7 +377,10 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         cur.dev     = model.dev_layer(il);
         cur.backend = find_backend(backends, cur.dev);
 
-        const std::string why = why_not(exps, cur.dev, cur.backend, have_gpu);
+        std::string why = why_not(exps, cur.dev, cur.backend, have_gpu, hot != nullptr);
+        if (why.empty() && hot) {
+            why = why_not_hot(exps, biases, scales);
+        }
         if (!why.empty()) {
             reasons.insert(why);
             continue;
@@ -426,6 +450,9 @@ size_t llama_expert_cache::slot_bytes() const {
 
 // steps of more tokens do not use the slots
 int32_t llama_expert_cache::batch_limit() const {
+    if (hot) {
+        return hot->n_bypass;
+    }
     int32_t result = (n_slots - n_pinned)/n_expert_used;
     for (const auto & l : layers) {
         result = std::min(result, l.max_tokens);
@@ -466,8 +493,8 @@ int32_t llama_expert_cache::capacity_that_fits() const {
 }
 
 bool llama_expert_cache::resize() {
-    if (asked.empty() && engaged()) {
-        reason = "the model computes its experts in a way of its own";
+    if ((asked.empty() || !not_on_host.empty()) && engaged()) {
+        reason = asked.empty() ? "the model computes its experts in a way of its own" : not_on_host;
         layers.clear();
         cached.clear();
         store.clear();
@@ -554,8 +581,8 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
     const auto ctx_for_buft = [&](ggml_backend_buffer_type_t buft) {
         if (ctx_map.count(buft) == 0) {
-            // the tensors of the experts, views of them, and the 5 tensors of the state
-            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 5)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+            // the tensors of the experts, views of them, the 5 tensors of the state, and 4 for the policy hot
+            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 9)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
             ctx_map[buft] = ggml_init(params);
             ctxs_bufs.emplace_back(ctx_map[buft], nullptr);
         }
@@ -569,7 +596,7 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
 
         for (size_t j = 0; j < l.exps.size(); ++j) {
             auto & w = l.exps[j];
-            w.cache = new_slots(ctx_for_buft(w.buft), w.store, n);
+            w.cache = new_slots(ctx_for_buft(w.buft), w.store, hot && n < l.n_expert() ? n + 1 : n); // hot has one of zeros
             w.slots = like_store(ctx_for_buft(w.buft), w.cache, w.store);
             ggml_format_name(w.cache, "%s.slots", w.store->name);
             cached[w.store] = { i, j };
@@ -577,6 +604,10 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
 
         // the state is in plain memory
         l.state = ggml_new_expert_cache_state(ctx_for_buft(ggml_backend_dev_buffer_type(l.dev)), l.n_expert(), n);
+        if (hot) {
+            l.lookup = ggml_new_tensor_2d(ctx_for_buft(ggml_backend_dev_buffer_type(l.dev)), GGML_TYPE_I32, 1, l.n_expert());
+            l.host   = ggml_new_expert_host_state(ctx_for_buft(ggml_backend_cpu_buffer_type()), l.n_expert());
+        }
     }
 
     for (auto & [ctx, buf] : ctxs_bufs) {
@@ -594,6 +625,9 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
         }
         // the scheduler runs operations where their weights are
         ggml_backend_buffer_set_usage(buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    }
+    if (hot) {
+        hot->set_layers(hot_layers());
     }
     return nullptr;
 }
@@ -657,6 +691,8 @@ void llama_expert_cache::reset() {
         ggml_expert_cache_state_init(&l.state, l.order.data());
         if (unified) {
             skip_pinned_fills(l.state, l.order, pinned_in(l));
+        } else if (hot) {
+            continue; // fills the slots of all layers below
         }
 
         ggml_context_ptr ctx { ggml_init(params) };
@@ -672,6 +708,9 @@ void llama_expert_cache::reset() {
             throw std::runtime_error(format("expert cache: cannot fill the slots of layer %d", l.il));
         }
     }
+    if (hot) {
+        hot->reset(hot_layers());
+    }
     counting = true;
 }
 
@@ -684,7 +723,73 @@ int32_t llama_expert_cache::pinned_in(const layer & l) const {
     return std::min(n_pinned, l.n_listed);
 }
 
-llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const {
+std::vector<llama_expert_hot::layer> llama_expert_cache::hot_layers() const {
+    std::vector<llama_expert_hot::layer> result;
+    for (const auto & l : layers) {
+        llama_expert_hot::layer cur = {};
+        cur.backend  = l.backend;
+        cur.table    = l.state.table;
+        cur.lookup   = l.lookup;
+        cur.host     = l.host;
+        cur.n_slots  = l.state.owner->ne[0];
+        cur.n_pinned = pinned_in(l);
+        cur.order    = l.order;
+        for (const auto & w : l.exps) {
+            cur.exps.push_back({ w.cache, w.store->data });
+        }
+        result.push_back(std::move(cur));
+    }
+    return result;
+}
+
+void llama_expert_cache::begin_step(int64_t n_tokens) {
+    if (hot && engaged()) {
+        hot->begin_step(n_tokens);
+    }
+}
+
+llama_expert_view llama_expert_cache::hot_view(
+        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, std::initializer_list<ggml_tensor *> exps) const {
+    llama_expert_view result;
+    result.ids          = step.selected;
+    result.weight_first = step.weight_first;
+
+    const std::vector<ggml_tensor *> all(exps);
+    enum { UP, GATE, DOWN, GATE_UP, UP_B, GATE_B, DOWN_B, GATE_UP_B, UP_S, GATE_S, DOWN_S };
+    const auto either = [&all](int a, int b) { return all[a] ? all[a] : all[b]; };
+    result.host = {
+        /*.gate    =*/ all[GATE_UP] ? nullptr : all[GATE],
+        /*.up      =*/ either(GATE_UP, UP),
+        /*.down    =*/ all[DOWN],
+        /*.gate_x  =*/ either(GATE_B, GATE_S),
+        /*.up_x    =*/ all[GATE_UP_B] ? all[GATE_UP_B] : either(UP_B, UP_S),
+        /*.down_x  =*/ either(DOWN_B, DOWN_S),
+        /*.gate_up =*/ all[GATE_UP] != nullptr,
+        /*.scales  =*/ all[UP_S] || all[GATE_S] || all[DOWN_S],
+    };
+    if (step.selected->ne[1] == 0) {
+        return result;
+    }
+    if (!hot->all_resident(i)) {
+        // first of all, so that the host has it before the device begins with its own experts
+        ggml_tensor * on_host = llama_expert_hot::build_step(ctx, step.x, step.weights, step.selected);
+        result.misses = hot->build_misses(ctx, i, on_host, step.selected->ne[0]);
+        ggml_build_forward_expand(gf, result.misses);
+    }
+    result.ids = hot->build_slots(ctx, i, step.selected);
+    return result;
+}
+
+ggml_tensor * llama_expert_cache::add_misses(
+        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out) {
+    ggml_build_forward_expand(gf, out);
+    return ggml_add(ctx, out, llama_expert_hot::build_ffn(ctx, view.misses, view.host, activation, view.weight_first));
+}
+
+llama_expert_view llama_expert_cache::view(
+        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, std::initializer_list<ggml_tensor *> exps) const {
+    ggml_tensor * selected = step.selected;
+
     const layer * l = nullptr;
     std::vector<const weights *> used;
     for (const ggml_tensor * t : exps) {
@@ -702,8 +807,21 @@ llama_expert_view llama_expert_cache::view(ggml_context * ctx, ggml_tensor * sel
 
     llama_expert_view result;
 
+    if (hot && step.not_on_host && not_on_host != step.not_on_host) {
+        not_on_host = step.not_on_host;
+        if (counting) {
+            LLAMA_LOG_WARN("expert cache: steps go past the slots from now on: %s\n", step.not_on_host);
+        }
+    }
+    if (hot && !step.not_on_host && hot->serves(step.n_tokens)) {
+        result = hot_view(ctx, gf, step, l - layers.data(), exps);
+        for (const weights * w : used) {
+            result.tensors.emplace_back(w->store, w->slots);
+        }
+        return result;
+    }
     const int32_t pinned = pinned_in(*l);
-    if (ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && selected->ne[1] <= l->max_tokens) {
+    if (!hot && ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && selected->ne[1] <= l->max_tokens) {
         ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
         if (ggml_backend_dev_supports_op(l->dev, slots)) {
             result.ids = l->build_fill(ctx, slots);
@@ -734,10 +852,14 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_expert_cache::memory_breakdow
 llama_expert_cache_layer_stats llama_expert_cache::layer_stats(int32_t i) const {
     const auto & l = layers.at(i);
 
+    if (hot) {
+        return { l.il, hot->hits(i), hot->misses(i), hot->copies(i), hot->misses(i), l.expert_bytes() };
+    }
     int64_t counters[GGML_EXPERT_CACHE_N_COUNTERS];
     ggml_backend_tensor_get(l.state.counters, counters, 0, sizeof(counters));
 
-    return { l.il, counters[GGML_EXPERT_CACHE_HITS], counters[GGML_EXPERT_CACHE_MISSES], l.expert_bytes() };
+    const int64_t misses = counters[GGML_EXPERT_CACHE_MISSES];
+    return { l.il, counters[GGML_EXPERT_CACHE_HITS], misses, misses, 0, l.expert_bytes() };
 }
 
 static std::string json_string(const std::string & text) {
@@ -756,8 +878,20 @@ std::string llama_expert_cache_info::warning() const {
 }
 
 std::string llama_expert_cache_info::miss_cost() const {
+    if (hot_interval > 0) {
+        return format("a miss is computed by the CPU, which reads up to %.1f KiB for it", expert_bytes/1024.0);
+    }
     return format("a miss copies up to %.1f KiB from %s memory%s", expert_bytes/1024.0, store_pinned() ? "pinned" : "pageable",
             by_host ? ", and in every layer the host waits for the device because the memory could not be pinned" : "");
+}
+
+const char * llama_expert_cache_info::policy() const {
+    return hot_interval > 0 ? "hot" : "lru";
+}
+
+std::string llama_expert_cache_info::hot_json() const {
+    return format(", \"hot_interval\": %d, \"hits\": %" PRId64 ", \"misses\": %" PRId64 ", \"copied\": %" PRId64 ", \"computed_by_cpu\": %" PRId64,
+            hot_interval, hits, misses, copied, computed);
 }
 
 std::string llama_expert_cache_info::json() const {
@@ -769,14 +903,15 @@ std::string llama_expert_cache_info::json() const {
         requested == LLAMA_EXPERT_CACHE_OFF  ? "off"  :
         requested == LLAMA_EXPERT_CACHE_AUTO ? "auto" : std::to_string(requested);
     return
-        format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"lru\", ", engaged ? "true" : "false", json_string(reason).c_str()) +
+        format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"%s\", ", engaged ? "true" : "false", json_string(reason).c_str(), policy()) +
         format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", asked.c_str(), capacity, pinned) +
         format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
         format("\"unified\": %s, \"host_bytes\": %zu, \"device_only_bytes\": %zu, ", unified ? "true" : "false", host_bytes, device_bytes) +
         format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
-        format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s}",
-                store_pinned() ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str());
+        format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s",
+                store_pinned() ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str()) +
+        (hot_interval > 0 ? hot_json() : "") + "}";
 }
 
 std::string llama_expert_cache_info::line() const {
@@ -788,8 +923,8 @@ std::string llama_expert_cache_info::line() const {
         device_list += (device_list.empty() ? "" : ", ") + name;
     }
     return
-        format("expert cache: engaged: lru, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
-                capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
+        format("expert cache: engaged: %s, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
+                hot_interval > 0 ? format("hot, chosen again every %d tokens", hot_interval).c_str() : "lru", capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
         (!unified ? "" : format("unified: %.1f MiB of experts in host memory, %.1f MiB only on the device; ", host_bytes/1024.0/1024.0, device_bytes/1024.0/1024.0)) +
         format("%s; steps of up to %d tokens%s%s%s", miss_cost().c_str(), batch_limit, gathers ? ", larger ones gather their experts" : "",
                 reason.empty() ? "" : "; other layers not served: ", reason.c_str()) +
@@ -820,6 +955,7 @@ llama_expert_cache_info llama_expert_cache::info() const {
             }
         }
     }
+    result.hot_interval  = hot ? hot->interval : 0;
 
     for (const auto & [_, size] : memory_breakdown()) {
         result.cache_bytes += size;
@@ -833,7 +969,22 @@ llama_expert_cache_info llama_expert_cache::info() const {
     }
     result.host_bytes = unified ? unified->host_bytes() : result.store_bytes;
 
+    for (int32_t i = 0; hot && counting && i < n_layers(); ++i) {
+        const auto stats = layer_stats(i);
+        result.hits     += stats.hits;
+        result.misses   += stats.misses;
+        result.copied   += stats.copied;
+        result.computed += stats.computed;
+    }
+
     return result;
+}
+
+const std::string & llama_expert_cache::status() {
+    if (hot) {
+        status_json = info().json(); // its counters are in host memory
+    }
+    return status_json;
 }
 
 //
@@ -859,7 +1010,7 @@ void llama_expert_cache_reset(llama_context * ctx) {
 }
 
 const char * llama_expert_cache_status(const llama_context * ctx) {
-    const auto * cache = ctx->get_expert_cache();
+    auto * cache = ctx->get_expert_cache();
     static const std::string off = llama_expert_cache_info().json();
     return cache ? cache->status().c_str() : off.c_str();
 }

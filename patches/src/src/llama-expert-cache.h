@@ -1,6 +1,7 @@
 #pragma once
 
 #include "llama-expert-budget.h"
+#include "llama-expert-hot.h"
 #include "llama-expert-store.h"
 #include "llama-experts.h"
 
@@ -9,6 +10,7 @@
 
 #include <initializer_list>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -51,6 +53,11 @@ struct llama_expert_cache_info {
     size_t      host_bytes    = 0;     // of experts in host memory
     size_t      device_bytes  = 0;     // of experts that are not
     bool        by_host       = false; // they cannot: the host copies, for which it waits for the device in each layer
+    int32_t     hot_interval  = 0;     // with the policy hot: tokens after which the experts are chosen again, else 0
+    int64_t     hits          = 0;
+    int64_t     misses        = 0;
+    int64_t     copied        = 0;
+    int64_t     computed      = 0;
 
     std::set<std::string> devices;
 
@@ -60,13 +67,30 @@ struct llama_expert_cache_info {
     // why the cache is not expected to pay off, empty if nothing speaks against it
     std::string warning() const;
 
+    const char * policy() const;
+
     std::string json() const; // one line
+    std::string hot_json() const; // what only the policy hot has
     std::string line() const; // for people
+};
+
+// what the graph of a step asks of a layer
+struct llama_expert_step {
+    ggml_tensor * x;            // F32 [n_embd, n_rows] input of the experts
+    ggml_tensor * weights;      // F32 [1, n_expert_used, n_rows]
+    ggml_tensor * selected;     // I32 [n_expert_used, n_rows]
+    bool          weight_first; // the weights scale the input
+    int64_t       n_tokens;     // of the step; the last layer may have fewer rows
+    const char  * not_on_host;  // why the host cannot compute experts of this layer, null if it can
 };
 
 // where the graph of a step finds the experts of a layer
 struct llama_expert_view {
-    ggml_tensor * ids = nullptr; // index in the tensors below; null = not with the cache
+    ggml_tensor * ids    = nullptr; // index in the tensors below; null = not with the cache
+    ggml_tensor * misses = nullptr; // those that the host computes, which have to be added; null = none
+
+    ggml_expert_host_weights host         = {};
+    bool                     weight_first = false;
 
     std::vector<std::pair<const ggml_tensor *, ggml_tensor *>> tensors; // weights, biases and scales: the model's, and where they are
 
@@ -101,16 +125,24 @@ public:
 
     // a step whose experts fit in the slots finds them there; a larger one in tensors that are gathered for it from the
     // slots and the store, where the device can read the store. Empty if neither, or if these tensors are not served.
-    //   selected: I32 [n_expert_used, n_tokens]
-    //   exps:     the weights, biases and scales that will be used, null for those that the model does not have
-    llama_expert_view view(ggml_context * ctx, ggml_tensor * selected, std::initializer_list<const ggml_tensor *> exps) const;
+    //   exps: the weights, biases and scales that will be used, null for those that the model does not have:
+    //         up, gate, down, gate_up, their biases, and the scales of up, gate and down
+    llama_expert_view view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, std::initializer_list<ggml_tensor *> exps) const;
+
+    // adds what the host computes to the output of the device, which is queued before
+    //   activation: the device's input of the product with down
+    static ggml_tensor * add_misses(
+            ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out);
+
+    // to be called before a step is computed
+    void begin_step(int64_t n_tokens);
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const;
 
     int32_t n_layers() const { return layers.size(); }
     llama_expert_cache_layer_stats layer_stats(int32_t i) const;
 
-    const std::string & status() const { return status_json; }
+    const std::string & status();
 
 private:
     // gate, up or down weights of the experts of a layer, their biases or their scales
@@ -134,6 +166,8 @@ private:
         int32_t max_tokens; // steps of more do not use the slots
 
         ggml_expert_cache_state state;
+        ggml_expert_host_state  host;   // with the policy hot
+        ggml_tensor           * lookup; // the same
 
         int32_t n_expert()     const { return exps[0].store->ne[2]; }
         size_t  expert_bytes() const;
@@ -143,6 +177,9 @@ private:
     };
 
     const void * map(ggml_backend_dev_t dev, const ggml_tensor * t);
+    llama_expert_view hot_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, std::initializer_list<ggml_tensor *> exps) const;
+    std::vector<llama_expert_hot::layer> hot_layers() const;
+
     void collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type);
     void order_experts(const llama_model & model, const char * pin_list);
     void choose_pinned(int32_t wanted);
@@ -174,11 +211,14 @@ private:
     int32_t           n_moe    = 0; // layers with experts, served or not
     bool              counting = false; // the counters are set up
     mutable std::set<int> asked;  // layers whose experts some graph asked for
+    mutable std::string not_on_host; // why the policy hot cannot serve it, empty if it can
     std::string       reason;       // why layers are not served
     std::string       status_json;
 
     std::vector<layer> layers;
     llama_expert_store store;
+
+    std::unique_ptr<llama_expert_hot> hot; // null with the policy lru
 
     struct cached_weights {
         size_t layer;  // index in layers

@@ -214,6 +214,8 @@ struct counters {
         for (size_t i = 0; i < layers.size(); ++i) {
             result.layers[i].hits   -= before.layers[i].hits;
             result.layers[i].misses -= before.layers[i].misses;
+            result.layers[i].copied   -= before.layers[i].copied;
+            result.layers[i].computed -= before.layers[i].computed;
         }
         return result;
     }
@@ -226,6 +228,8 @@ struct counters {
         for (size_t i = 0; i < layers.size(); ++i) {
             layers[i].hits   += other.layers[i].hits;
             layers[i].misses += other.layers[i].misses;
+            layers[i].copied   += other.layers[i].copied;
+            layers[i].computed += other.layers[i].computed;
         }
     }
 
@@ -243,7 +247,13 @@ struct counters {
 
     int64_t bytes_moved() const {
         int64_t sum = 0;
-        for (const auto & l : layers) { sum += l.misses*(int64_t) l.expert_bytes; }
+        for (const auto & l : layers) { sum += l.copied*(int64_t) l.expert_bytes; }
+        return sum;
+    }
+
+    int64_t computed() const {
+        int64_t sum = 0;
+        for (const auto & l : layers) { sum += l.computed; }
         return sum;
     }
 };
@@ -486,7 +496,7 @@ private:
 
         json layers = json::array();
         for (const auto & l : decode_counters.layers) {
-            layers.push_back({ { "layer", l.il }, { "hits", l.hits }, { "misses", l.misses }, { "expert_bytes", l.expert_bytes } });
+            layers.push_back({ { "layer", l.il }, { "hits", l.hits }, { "misses", l.misses }, { "copied", l.copied }, { "computed", l.computed }, { "expert_bytes", l.expert_bytes } });
         }
 
         return {
@@ -512,6 +522,7 @@ private:
             { "prompt_tokens", n_prompt },
             { "hits",          decode_counters.hits() },
             { "misses",        decode_counters.misses() },
+            { "computed",      decode_counters.computed() },
             { "bytes_moved",   decode_counters.bytes_moved() },
             { "prompt_hits",   prompt_counters.hits() },
             { "prompt_misses", prompt_counters.misses() },

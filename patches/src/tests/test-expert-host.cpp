@@ -1,0 +1,307 @@
+// Checks GGML_OP_EXPERT_MISSES and GGML_OP_EXPERT_FFN on the CPU against sums in double precision, for every type of
+// weights, activation and arrangement. Prints a line for each type; exits with 1 if a result is off.
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+#include "ggml-expert-host.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int64_t N_EXPERT = 5;
+constexpr int64_t N_USED   = 3;
+constexpr int64_t N_EMBD   = 256;
+constexpr int64_t N_FF     = 256;
+
+struct arrangement {
+    const char    * name;
+    ggml_expert_act act;
+    bool            gate;
+    bool            gate_up;
+    bool            biases;
+    bool            scales;
+    bool            weight_first;
+};
+
+const arrangement ARRANGEMENTS[] = {
+    { "silu",         GGML_EXPERT_ACT_SILU,       true,  false, false, false, false },
+    { "gelu",         GGML_EXPERT_ACT_GELU,       true,  false, false, false, false },
+    { "relu",         GGML_EXPERT_ACT_RELU,       true,  false, false, false, false },
+    { "silu_clamp",   GGML_EXPERT_ACT_SILU_CLAMP, true,  false, false, false, false },
+    { "clamp_silu",   GGML_EXPERT_ACT_CLAMP_SILU, true,  false, false, false, false },
+    { "oai biases",   GGML_EXPERT_ACT_SWIGLU_OAI, true,  false, true,  false, false },
+    { "silu scales",  GGML_EXPERT_ACT_SILU,       true,  false, false, true,  false },
+    { "gate_up",      GGML_EXPERT_ACT_SILU,       false, true,  false, false, false },
+    { "gate_up bias", GGML_EXPERT_ACT_SILU,       false, true,  true,  false, false },
+    { "no gate",      GGML_EXPERT_ACT_RELU_SQR,   false, false, false, false, false },
+    { "weight first", GGML_EXPERT_ACT_SILU,       true,  false, false, false, true  },
+};
+
+constexpr float ALPHA = 1.702f;
+constexpr float LIMIT = 0.7f;
+
+double silu(double x) { return x/(1.0 + std::exp(-x)); }
+
+double clamped(double x) { return std::min<double>(std::max<double>(x, -LIMIT), LIMIT); }
+
+double activate(ggml_expert_act act, double g, double u) {
+    switch (act) {
+        case GGML_EXPERT_ACT_SILU:       return silu(g)*u;
+        case GGML_EXPERT_ACT_GELU:       return 0.5*g*(1.0 + std::tanh(0.79788456080286535588*g*(1.0 + 0.044715*g*g)))*u;
+        case GGML_EXPERT_ACT_RELU:       return std::max(g, 0.0)*u;
+        case GGML_EXPERT_ACT_RELU_SQR:   return std::max(g, 0.0)*std::max(g, 0.0)*u;
+        case GGML_EXPERT_ACT_SILU_CLAMP: return silu(std::min<double>(g, LIMIT))*clamped(u);
+        case GGML_EXPERT_ACT_CLAMP_SILU: return std::min<double>(silu(g), LIMIT)*clamped(u);
+        case GGML_EXPERT_ACT_SWIGLU_OAI:
+            {
+                const double x = std::min<double>(g, LIMIT);
+                return x/(1.0 + std::exp(-ALPHA*x))*(clamped(u) + 1.0);
+            }
+    }
+    return 0.0;
+}
+
+// a tensor with random values, and these as numbers after the rounding of its type
+struct data {
+    ggml_tensor      * t = nullptr;
+    std::vector<float> values;
+
+    const float * row(int64_t i) const { return values.data() + i*t->ne[0]; }
+};
+
+struct model {
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buffer;
+
+    data gate, up, down, gate_x, up_x, down_x, step;
+    ggml_expert_host_state state;
+};
+
+std::mt19937 rng(1);
+
+void fill(data & d, float scale) {
+    std::normal_distribution<float> normal(0.0f, scale);
+
+    const int64_t n = ggml_nelements(d.t);
+    std::vector<float> random(n);
+    std::generate(random.begin(), random.end(), [&]() { return normal(rng); });
+
+    d.values = random;
+    if (d.t->type == GGML_TYPE_F32) {
+        ggml_backend_tensor_set(d.t, random.data(), 0, ggml_nbytes(d.t));
+        return;
+    }
+    std::vector<char>  bytes(ggml_nbytes(d.t));
+    std::vector<float> importance(d.t->ne[0], 1.0f);
+    ggml_quantize_chunk(d.t->type, random.data(), bytes.data(), 0, n/d.t->ne[0], d.t->ne[0], importance.data());
+    ggml_backend_tensor_set(d.t, bytes.data(), 0, bytes.size());
+    ggml_get_type_traits(d.t->type)->to_float(bytes.data(), d.values.data(), n);
+}
+
+model make(const arrangement & a, ggml_type type, ggml_type type_up, int64_t n_tokens) {
+    model m;
+    m.ctx.reset(ggml_init({ 32*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
+    ggml_context * ctx = m.ctx.get();
+
+    const int64_t n_up = a.gate_up ? 2*N_FF : N_FF;
+
+    m.up.t   = ggml_new_tensor_3d(ctx, type_up, N_EMBD, n_up, N_EXPERT);
+    m.down.t = ggml_new_tensor_3d(ctx, type, N_FF, N_EMBD, N_EXPERT);
+    m.step.t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD + 2*N_USED, n_tokens);
+    if (a.gate) {
+        m.gate.t = ggml_new_tensor_3d(ctx, type, N_EMBD, N_FF, N_EXPERT);
+    }
+    const auto extra = [&](int64_t n) {
+        return a.biases ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, N_EXPERT) : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, N_EXPERT);
+    };
+    if (a.biases || a.scales) {
+        m.up_x.t   = extra(n_up);
+        m.down_x.t = extra(N_EMBD);
+        m.gate_x.t = a.gate ? extra(N_FF) : nullptr;
+    }
+    m.state = ggml_new_expert_host_state(ctx, N_EXPERT);
+    m.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_cpu_buffer_type()));
+
+    for (data * d : { &m.gate, &m.up, &m.down }) {
+        if (d->t) {
+            fill(*d, 1.0f/std::sqrt((float) d->t->ne[0]));
+        }
+    }
+    for (data * d : { &m.gate_x, &m.up_x, &m.down_x, &m.step }) {
+        if (d->t) {
+            fill(*d, 1.0f);
+        }
+    }
+    return m;
+}
+
+double product(const data & w, const data & extra, const arrangement & a, int64_t expert, int64_t row, const std::vector<double> & x) {
+    const float * values = w.row(expert*w.t->ne[1] + row);
+    double sum = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+        sum += values[i]*x[i];
+    }
+    if (!extra.t) {
+        return sum;
+    }
+    return a.scales ? sum*extra.values[expert] : sum + extra.row(expert)[row];
+}
+
+// what a selection contributes
+std::vector<double> contribution(const model & m, const arrangement & a, int64_t expert, const float * input, double weight) {
+    std::vector<double> x(input, input + N_EMBD);
+    if (a.weight_first) {
+        for (double & value : x) { value *= weight; }
+    }
+    std::vector<double> h(N_FF);
+    for (int64_t r = 0; r < N_FF; ++r) {
+        const double u = product(m.up, m.up_x, a, expert, a.gate_up ? r + N_FF : r, x);
+        if (a.gate || a.gate_up) {
+            h[r] = activate(a.act, product(a.gate ? m.gate : m.up, a.gate ? m.gate_x : m.up_x, a, expert, r, x), u);
+        } else {
+            h[r] = activate(a.act, u, 1.0);
+        }
+    }
+    std::vector<double> result(N_EMBD);
+    for (int64_t r = 0; r < N_EMBD; ++r) {
+        result[r] = (a.weight_first ? 1.0 : weight)*product(m.down, m.down_x, a, expert, r, h);
+    }
+    return result;
+}
+
+// which experts are in slots, and which each token selects
+struct routing {
+    std::vector<int32_t> table;
+    std::vector<int32_t> ids;
+
+    int64_t n_hits() const {
+        return std::count_if(ids.begin(), ids.end(), [this](int32_t e) { return table[e] >= 0; });
+    }
+};
+
+routing route(int64_t n_tokens, int32_t n_slots, model & m) {
+    routing r;
+    r.table.assign(N_EXPERT, -1);
+    for (int32_t s = 0; s < n_slots; ++s) {
+        r.table[(3*s + 1)%N_EXPERT] = s; // 3 and N_EXPERT have no common divisor
+    }
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        std::vector<int32_t> order(N_EXPERT);
+        for (int32_t e = 0; e < N_EXPERT; ++e) { order[e] = e; }
+        std::shuffle(order.begin(), order.end(), rng);
+        for (int64_t k = 0; k < N_USED; ++k) {
+            r.ids.push_back(order[k]);
+            m.step.values[t*m.step.t->ne[0] + N_EMBD + N_USED + k] = order[k];
+        }
+    }
+    ggml_backend_tensor_set(m.step.t, m.step.values.data(), 0, ggml_nbytes(m.step.t));
+    ggml_backend_tensor_set(m.state.table, r.table.data(), 0, ggml_nbytes(m.state.table));
+    ggml_backend_tensor_memset(m.state.uses, 0, 0, ggml_nbytes(m.state.uses));
+    ggml_backend_tensor_memset(m.state.counters, 0, 0, ggml_nbytes(m.state.counters));
+    return r;
+}
+
+std::vector<float> compute(ggml_backend_t backend, const model & m, const arrangement & a, int n_threads) {
+    ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true }) };
+
+    const ggml_expert_host_weights weights = { m.gate.t, m.up.t, m.down.t, m.gate_x.t, m.up_x.t, m.down_x.t, a.gate_up, a.scales };
+    const float params[2] = { ALPHA, LIMIT };
+
+    ggml_tensor * misses = ggml_expert_misses(ctx.get(), m.step.t, N_USED, &m.state);
+    ggml_tensor * out    = ggml_expert_ffn(ctx.get(), m.step.t, misses, N_USED, &weights, a.act, params, a.weight_first);
+    ggml_cgraph * gf     = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(gf, out);
+
+    ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(ctx.get(), backend) };
+    ggml_backend_cpu_set_n_threads(backend, n_threads);
+    GGML_ASSERT(ggml_backend_graph_compute(backend, gf) == GGML_STATUS_SUCCESS);
+
+    std::vector<float> result(ggml_nelements(out));
+    ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
+    return result;
+}
+
+bool counted(const model & m, const routing & r) {
+    const auto * counters = (const int64_t *) m.state.counters->data;
+    const auto * uses     = (const int32_t *) m.state.uses->data;
+    bool ok = counters[GGML_EXPERT_HOST_HITS] == r.n_hits() && counters[GGML_EXPERT_HOST_MISSES] == (int64_t) r.ids.size() - r.n_hits();
+    for (int32_t e = 0; e < N_EXPERT; ++e) {
+        ok = ok && uses[e] == std::count(r.ids.begin(), r.ids.end(), e);
+    }
+    return ok;
+}
+
+// normalised mean squared error
+double error(const model & m, const arrangement & a, const routing & r, const std::vector<float> & out, int64_t n_tokens) {
+    double off = 0.0;
+    double all = 0.0;
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        std::vector<double> expected(N_EMBD, 0.0);
+        for (int64_t k = 0; k < N_USED; ++k) {
+            const int32_t e = r.ids[t*N_USED + k];
+            if (r.table[e] < 0) {
+                const auto part = contribution(m, a, e, m.step.row(t), m.step.row(t)[N_EMBD + k]);
+                for (int64_t i = 0; i < N_EMBD; ++i) { expected[i] += part[i]; }
+            }
+        }
+        for (int64_t i = 0; i < N_EMBD; ++i) {
+            off += std::pow(out[t*N_EMBD + i] - expected[i], 2);
+            all += std::pow(expected[i], 2);
+        }
+    }
+    return all > 0.0 ? off/all : off;
+}
+
+bool check(ggml_backend_t backend, const arrangement & a, ggml_type type, ggml_type type_up, int64_t n_tokens, int32_t n_slots) {
+    model         m = make(a, type, type_up, n_tokens);
+    const routing r = route(n_tokens, n_slots, m);
+
+    const auto   out = compute(backend, m, a, 1);
+    const bool   ok  = counted(m, r);
+    const double off = error(m, a, r, out, n_tokens);
+
+    const auto two  = compute(backend, m, a, 2);
+    const bool same  = memcmp(out.data(), two.data(), out.size()*sizeof(out[0])) == 0;
+    const bool none  = n_slots < N_EXPERT || std::all_of(out.begin(), out.end(), [](float x) { return x == 0.0f && std::signbit(x); });
+    if (ok && same && none && off < 1e-3) {
+        return true;
+    }
+    printf("%s, %s of %s and %s, %d tokens, %d slots: error %g%s%s%s\n", a.name, "experts", ggml_type_name(type), ggml_type_name(type_up),
+        (int) n_tokens, n_slots, off, ok ? "" : ", wrong counts", same ? "" : ", other bits with 2 threads", none ? "" : ", not -0.0");
+    return false;
+}
+
+} // namespace
+
+int main() {
+    ggml_backend_ptr backend { ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
+
+    const ggml_type types[] = {
+        GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
+    };
+
+    int n_failed = 0;
+    for (const ggml_type type : types) {
+        int n_failed_type = 0;
+        for (const auto & a : ARRANGEMENTS) {
+            // of one type all arrangements, of the others those whose inputs differ most
+            if (type != GGML_TYPE_F32 && !a.biases && !a.weight_first) {
+                continue;
+            }
+            n_failed_type += !check(backend.get(), a, type, type,          1, 2);
+            n_failed_type += !check(backend.get(), a, type, GGML_TYPE_F16, 7, 0); // gate and up want their input in other types
+            n_failed_type += !check(backend.get(), a, type, type,          2, N_EXPERT);
+        }
+        printf("%s: %s\n", ggml_type_name(type), n_failed_type == 0 ? "ok" : "failed");
+        n_failed += n_failed_type;
+    }
+    return n_failed == 0 ? 0 : 1;
+}
