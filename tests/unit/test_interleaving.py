@@ -6,12 +6,14 @@ import pytest
 
 from fake_study import make_steps
 from history_launches import OLD
-from tec import against, paths, rerun
+from tec import against, against_session, paths, rerun
 from tec.against_session import measure
+from tec.cells import Cell
 from tec.choice import choose
 from tec.compare_paired import compare_paired
 from tec.config import Study
 from tec.errors import TecError
+from tec.history import Series
 from tec.interleaving import Side, Work, arms_of, build_key, run_interleaved
 from tec.records import read_records
 from tec.regress import report_of
@@ -139,3 +141,15 @@ def test_kept_measurement_is_set_aside_and_not_lost(
         assert aside.read_text() == f"{number}"
     assert not kept.exists()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_suspected_cells_are_measured_again_in_a_file_of_their_own(
+    work: Work, sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(Series("toy", "cached-c8", "prompts", "0" * 12), "tg_tps")
+    monkeypatch.setattr(against_session, "suspects", lambda *_: [cell])
+    launches, _ = measure([replace(work, rounds=1)], *sides, wait=0)
+    first, again = sorted(work.out.parent.iterdir())
+    assert {record.arm for record in read_records(first)} == {"cached-c8"}
+    assert len(read_records(again)) == 6
+    assert len({launch.session for launch in launches}) == 2

@@ -92,7 +92,8 @@ def _narrowed(work: Work, suspected: Sequence[Cell]) -> Work | None:
     arms = {cell.series.arm for cell in suspected if cell.series.row == work.row.name}
     if not arms:
         return None
-    return replace(work, choice=replace(work.choice, arms=tuple(sorted(arms))))
+    out = work.out.with_name(f"{work.out.stem}.confirmation{work.out.suffix}")
+    return replace(work, choice=replace(work.choice, arms=tuple(sorted(arms))), out=out)
 
 
 def _say(text: str) -> None:

@@ -43,7 +43,8 @@ def _after(series: Series, earlier: Mapping[Series, Launches], new: Launches) ->
         why = _why_not(series, earlier, new)
         others: list[Metric] = ["parity" if new[0].values.parity else "hit_rate"]
         return [plain_cell(Cell(series, m), (), new, why) for m in metrics or others if why]
-    last = [r for r in same if r.session == same[-1].session]
+    newest = (same[-1].session, same[-1].build)
+    last = [r for r in same if (r.session, r.build) == newest]
     timed = [_next_session(Cell(series, metric), same, new) for metric in metrics]
     return timed + exact_cells(series, last, new)
 

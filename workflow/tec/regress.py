@@ -215,6 +215,7 @@ def _against(options: argparse.Namespace) -> Report:
     from tec.against_session import against  # builds and measures; runs need neither
 
     launches, report = against(options)
-    if options.append and launches:
-        append(options.history, launches)
+    new = [launch for launch in launches if launch.build in report.new.builds]
+    if options.append and new:  # the old build's would stand after those of later commits
+        append(options.history, new)
     return report
