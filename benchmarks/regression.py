@@ -255,7 +255,8 @@ def _planted() -> str:
 def figure(table: pd.DataFrame) -> Figure:
     """Return the figure: false alarms, detection, delay."""
     drawn, axes = panels(
-        ["False alarms of a report", "Slowdown found", "Delay of a change point"], height=2.2
+        ["False alarms of a report", f"Found in {max(ROUNDS)} rounds", "Delay of a change point"],
+        height=2.2,
     )
     drawn.set_figwidth(PAGE_WIDTH)
     paired = table[table.part == "interleaved"]
@@ -264,7 +265,7 @@ def figure(table: pd.DataFrame) -> Figure:
     bars = bars.assign(bot=bars.bot.replace({"tec": "tec regress", "threshold": "5 %, two runs"}))
     sns.barplot(bars, y="noise", x="rate", hue="bot", ax=axes[0], palette="mako", errorbar=None)
     axes[0].axvline(LEVEL, color="0.1", linewidth=0.8, linestyle="--")
-    axes[0].set(xlabel="share of reports (dashed: stated)", ylabel="")
+    axes[0].set(xlabel="of reports; dashed: stated", ylabel="")
     axes[0].set_xscale("symlog", linthresh=LEVEL)
     curves = found[found.rounds == max(ROUNDS)]
     sns.lineplot(
@@ -287,7 +288,7 @@ def figure(table: pd.DataFrame) -> Figure:
         legend=False,
         linestyle=":",
     )
-    axes[1].set(xlabel=f"slower by ({max(ROUNDS)} rounds; dotted: 5 %, two runs)", ylabel="share")
+    axes[1].set(xlabel="slower by; dotted: 5 %, two runs", ylabel="share of reports")
     late = table[table.measure == "delay"]
     sns.lineplot(
         late,
@@ -300,7 +301,9 @@ def figure(table: pd.DataFrame) -> Figure:
         palette="mako",
         legend=False,
     )
-    axes[2].set(xlabel="slower by", ylabel="sessions, median")
+    axes[2].set(xlabel="slower by", ylabel=f"sessions; {SERIES // 2 + 1}: not seen")
+    for panel in axes[1:]:
+        panel.set_xticks([0.01, 0.03, 0.05, 0.1])
     for axis in (axes[1].xaxis, axes[1].yaxis, axes[2].xaxis, axes[0].xaxis):
         percent_axis(axis)
     for axis in axes[:2]:
