@@ -138,31 +138,32 @@ def record(tools: Path, limit: int | None) -> Recorded:
     """Run llama.cpp and the NumPy pass over the text, context by context, and compare them."""
     model = Model(MODEL)
     contexts = tokenize(tools, model.n_ctx)[:limit]
-    chosen = routing(tools, contexts).reshape(len(contexts), model.n_ctx, model.n_layer, -1)
+    routed: list[Ids] = []
     scores: dict[str, list[Ids]] = {"pre-moe": [], "pre-attention": []}
     own: list[Floats] = []
-    progress = Progress("computing hidden states")
+    progress = Progress("recording routing and hidden states")
     for done, tokens in enumerate(contexts):
+        routed.append(routing(tools, tokens))
         states = model.run(tokens)
         own.append(states.logits)
         scores["pre-moe"].append(_predicted(model, states.before_moe))
         scores["pre-attention"].append(_predicted(model, states.before_attention))
         progress.update(done + 1, len(contexts))
     progress.finish(f"{len(contexts)} contexts")
-    flat = chosen.reshape(-1, *chosen.shape[2:])
-    report_agreement(np.concatenate(own), flat)
+    chosen = np.concatenate(routed)
+    report_agreement(np.concatenate(own), chosen)
     predicted = {name: np.concatenate(parts) for name, parts in scores.items()}
     half = len(contexts) // 2 * model.n_ctx
     predicted["counts"] = np.concatenate(
         [
-            counted(flat[half:], flat[:half], model.n_expert),
-            counted(flat[:half], flat[half:], model.n_expert),
+            counted(chosen[half:], chosen[:half], model.n_expert),
+            counted(chosen[:half], chosen[half:], model.n_expert),
         ]
     )
-    perfect = np.full((*flat.shape[:2], MOST), -1, np.int32)
-    perfect[:, 1:, : flat.shape[2]] = flat[:, 1:]
+    perfect = np.full((*chosen.shape[:2], MOST), -1, np.int32)
+    perfect[:, 1:, : chosen.shape[2]] = chosen[:, 1:]
     predicted |= {"oracle": perfect, "oracle-early": perfect}
-    return Recorded(flat, predicted, model.n_expert)
+    return Recorded(chosen, predicted, model.n_expert)
 
 
 def tokenize(tools: Path, n_ctx: int) -> NDArray[np.int64]:
@@ -175,16 +176,14 @@ def tokenize(tools: Path, n_ctx: int) -> NDArray[np.int64]:
     return tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)
 
 
-def routing(tools: Path, contexts: NDArray[np.int64]) -> Ids:
-    """Return the experts that llama.cpp selects for these tokens [T, L, K]."""
+def routing(tools: Path, tokens: NDArray[np.int64]) -> Ids:
+    """Return the experts that llama.cpp selects for the tokens of a context [T, L, K]."""
     with tempfile.TemporaryDirectory(prefix="tec-prediction-") as folder:
         prompts, trace = Path(folder) / "prompts.jsonl", Path(folder) / "trace.npy"
-        lines = [{"id": str(i), "tokens": list(map(int, c))} for i, c in enumerate(contexts)]
-        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        size = str(contexts.shape[1])
+        prompts.write_text(json.dumps({"id": "text", "tokens": tokens.tolist()}) + "\n")
+        size = str(len(tokens))
         command = [str(tools / "llama-expert-bench"), "-m", str(MODEL), "--prompts", str(prompts)]
         command += ["--forced", "-n", size, "-c", size, "-t", "1", "--trace-out", str(trace)]
-        print("recording the routing with llama-expert-bench ...", flush=True)
         run_tool(command, {}, Path(folder) / "log")
         selected: Ids = np.load(trace)
     return selected
