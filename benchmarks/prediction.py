@@ -22,6 +22,9 @@ HOW
 
 A NumPy pass over the shipped model gives the hidden states; llama.cpp's own routing of the same
 tokens, recorded with llama-expert-bench, is what is predicted and what the cache is simulated on.
+The pass itself chooses 99.5 % of the same experts; the logits of 99 % of the others are less than
+0.09 apart, where all have a standard deviation of 2.1.
+
 Predictions for layer l and a token, each the m experts with the highest scores:
 
     pre-moe         layer l's norm and router on the residual stream before the experts of l - 1
