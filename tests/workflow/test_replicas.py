@@ -32,6 +32,7 @@ N_TOKENS = 6
 # tensors, parameters, GiB of the tensors; of those that others published, parameters agree
 FACTS = {
     QWEN: (579, 30_532_122_624, 30.25),
+    "qwen3.5-122b-a10b-ud-iq4_xs": (879, 122_111_526_912, 61.66),
     "qwen3.5-35b-a3b-q8_0": (733, 34_660_610_688, 34.36),
     CODER: (843, 79_674_391_296, 40.23),
     GPT_OSS: (687, 116_829_156_672, 59.03),
