@@ -65,8 +65,8 @@ def simulate(
             result.copied[layer] += 1
         under_way = [(layer, new) for layer, new, _ in begun]
         result.hits.append(0)
-        for layer, experts in zip(layers, by_layer, strict=True):
-            result.hits[-1] += sum(expert in layer.resident for expert in experts)
+        for state, experts in zip(layers, by_layer, strict=True):
+            result.hits[-1] += sum(expert in state.resident for expert in experts)
             for expert in experts:
-                layer.uses[expert] = layer.uses.get(expert, 0) + 1
+                state.uses[expert] = state.uses.get(expert, 0) + 1
     return result

@@ -94,7 +94,7 @@ def test_logits_are_those_of_off(decode: Decode) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        *("deepseek2", "qwen3moe", "nemotron_h_moe", "llama4", "grok", "qwen35moe"),
+        *("gpt-oss", "deepseek2", "qwen3moe", "nemotron_h_moe", "llama4", "grok", "qwen35moe"),
         *("glm4moe", "grovemoe", "arctic"),
     ],
     indirect=True,

@@ -149,6 +149,21 @@ size_t llama_expert_cache::layer::expert_bytes() const {
     return std::accumulate(exps.begin(), exps.end(), size_t(0), [](size_t sum, const weights & w) { return sum + w.store->nb[expert_dim(w.store)]; });
 }
 
+bool llama_expert_cache::layer::has_scales() const {
+    return std::any_of(scales.begin(), scales.end(), [](const ggml_tensor * t) { return t != nullptr; });
+}
+
+// the scales in one tensor, 1 where there are none: an operation has not enough sources for each
+void llama_expert_cache::layer::set_host_scales() const {
+    if (!has_scales()) {
+        return;
+    }
+    const std::vector<float> ones(n_expert(), 1.0f);
+    for (size_t i = 0; i < scales.size(); ++i) {
+        ggml_backend_tensor_set(host_scales, scales[i] ? scales[i]->data : ones.data(), i*host_scales->nb[1], host_scales->nb[1]);
+    }
+}
+
 bool llama_expert_cache::layer::mapped() const {
     return std::all_of(exps.begin(), exps.end(), [](const weights & w) { return w.address != nullptr; });
 }
@@ -310,13 +325,9 @@ static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend
 }
 
 // the same for the policy hot
-static std::string why_not_hot(
-        const std::vector<ggml_tensor *> & exps, const std::vector<ggml_tensor *> & biases, const std::vector<ggml_tensor *> & scales) {
+static std::string why_not_hot(const std::vector<ggml_tensor *> & exps) {
     if (std::any_of(exps.begin(), exps.end(), is_repacked)) {
         return "experts are repacked for the CPU, which the policy hot does not read: load them with --no-repack";
-    }
-    if (!biases.empty() && !scales.empty()) {
-        return "experts have both biases and scales, which the policy hot does not compute";
     }
     return "";
 }
@@ -379,12 +390,13 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
 
         std::string why = why_not(exps, cur.dev, cur.backend, have_gpu, hot != nullptr);
         if (why.empty() && hot) {
-            why = why_not_hot(exps, biases, scales);
+            why = why_not_hot(exps);
         }
         if (!why.empty()) {
             reasons.insert(why);
             continue;
         }
+        cur.scales     = { ml.ffn_gate_exps_s, ml.ffn_up_exps_s, ml.ffn_down_exps_s };
         cur.max_tokens = max_tokens_in_slots(cur.dev, exps);
         for (const auto & tensors : { exps, biases, scales }) {
             for (ggml_tensor * t : tensors) {
@@ -581,8 +593,8 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
     const auto ctx_for_buft = [&](ggml_backend_buffer_type_t buft) {
         if (ctx_map.count(buft) == 0) {
-            // the tensors of the experts, views of them, the 5 tensors of the state, and 4 for the policy hot
-            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 9)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+            // the tensors of the experts, views of them, the 5 tensors of the state, and 5 for the policy hot
+            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 10)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
             ctx_map[buft] = ggml_init(params);
             ctxs_bufs.emplace_back(ctx_map[buft], nullptr);
         }
@@ -607,6 +619,7 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
         if (hot) {
             l.lookup = ggml_new_tensor_2d(ctx_for_buft(ggml_backend_dev_buffer_type(l.dev)), GGML_TYPE_I32, 1, l.n_expert());
             l.host   = ggml_new_expert_host_state(ctx_for_buft(ggml_backend_cpu_buffer_type()), l.n_expert());
+            l.host_scales = l.has_scales() ? ggml_new_tensor_2d(ctx_for_buft(ggml_backend_cpu_buffer_type()), GGML_TYPE_F32, l.n_expert(), l.scales.size()) : nullptr;
         }
     }
 
@@ -692,7 +705,8 @@ void llama_expert_cache::reset() {
         if (unified) {
             skip_pinned_fills(l.state, l.order, pinned_in(l));
         } else if (hot) {
-            continue; // fills the slots of all layers below
+            l.set_host_scales();
+            continue; // the slots of all layers are filled below
         }
 
         ggml_context_ptr ctx { ggml_init(params) };
@@ -761,11 +775,11 @@ llama_expert_view llama_expert_cache::hot_view(
         /*.gate    =*/ all[GATE_UP] ? nullptr : all[GATE],
         /*.up      =*/ either(GATE_UP, UP),
         /*.down    =*/ all[DOWN],
-        /*.gate_x  =*/ either(GATE_B, GATE_S),
-        /*.up_x    =*/ all[GATE_UP_B] ? all[GATE_UP_B] : either(UP_B, UP_S),
-        /*.down_x  =*/ either(DOWN_B, DOWN_S),
+        /*.gate_b  =*/ all[GATE_B],
+        /*.up_b    =*/ either(GATE_UP_B, UP_B),
+        /*.down_b  =*/ all[DOWN_B],
+        /*.scales  =*/ all[UP_S] || all[GATE_S] || all[DOWN_S] ? layers[i].host_scales : nullptr, // some models have them and do not use them
         /*.gate_up =*/ all[GATE_UP] != nullptr,
-        /*.scales  =*/ all[UP_S] || all[GATE_S] || all[DOWN_S],
     };
     if (step.selected->ne[1] == 0) {
         return result;

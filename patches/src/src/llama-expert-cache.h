@@ -8,6 +8,7 @@
 #include "ggml-cpp.h"
 #include "ggml-expert-cache.h"
 
+#include <array>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -169,9 +170,14 @@ private:
         ggml_expert_host_state  host;   // with the policy hot
         ggml_tensor           * lookup; // the same
 
+        std::array<const ggml_tensor *, 3> scales; // of the products with gate, up and down; null = none
+        ggml_tensor * host_scales;                 // F32 [n_expert, 3] in host memory, with the policy hot; null = no scales
+
         int32_t n_expert()     const { return exps[0].store->ne[2]; }
         size_t  expert_bytes() const;
         bool    mapped()       const;
+        bool    has_scales()   const;
+        void    set_host_scales() const;
 
         ggml_tensor * build_fill(ggml_context * ctx, ggml_tensor * slots) const;
     };

@@ -39,6 +39,7 @@ const arrangement ARRANGEMENTS[] = {
     { "clamp_silu",   GGML_EXPERT_ACT_CLAMP_SILU, true,  false, false, false, false },
     { "oai biases",   GGML_EXPERT_ACT_SWIGLU_OAI, true,  false, true,  false, false },
     { "silu scales",  GGML_EXPERT_ACT_SILU,       true,  false, false, true,  false },
+    { "both",         GGML_EXPERT_ACT_SILU,       true,  false, true,  true,  false },
     { "gate_up",      GGML_EXPERT_ACT_SILU,       false, true,  false, false, false },
     { "gate_up bias", GGML_EXPERT_ACT_SILU,       false, true,  true,  false, false },
     { "no gate",      GGML_EXPERT_ACT_RELU_SQR,   false, false, false, false, false },
@@ -81,7 +82,7 @@ struct model {
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
 
-    data gate, up, down, gate_x, up_x, down_x, step;
+    data gate, up, down, gate_b, up_b, down_b, scales, step;
     ggml_expert_host_state state;
 };
 
@@ -119,13 +120,13 @@ model make(const arrangement & a, ggml_type type, ggml_type type_up, int64_t n_t
     if (a.gate) {
         m.gate.t = ggml_new_tensor_3d(ctx, type, N_EMBD, N_FF, N_EXPERT);
     }
-    const auto extra = [&](int64_t n) {
-        return a.biases ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, N_EXPERT) : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, N_EXPERT);
-    };
-    if (a.biases || a.scales) {
-        m.up_x.t   = extra(n_up);
-        m.down_x.t = extra(N_EMBD);
-        m.gate_x.t = a.gate ? extra(N_FF) : nullptr;
+    if (a.biases) {
+        m.up_b.t   = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_up, N_EXPERT);
+        m.down_b.t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, N_EXPERT);
+        m.gate_b.t = a.gate ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_FF, N_EXPERT) : nullptr;
+    }
+    if (a.scales) {
+        m.scales.t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EXPERT, 3);
     }
     m.state = ggml_new_expert_host_state(ctx, N_EXPERT);
     m.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_cpu_buffer_type()));
@@ -135,7 +136,7 @@ model make(const arrangement & a, ggml_type type, ggml_type type_up, int64_t n_t
             fill(*d, 1.0f/std::sqrt((float) d->t->ne[0]));
         }
     }
-    for (data * d : { &m.gate_x, &m.up_x, &m.down_x, &m.step }) {
+    for (data * d : { &m.gate_b, &m.up_b, &m.down_b, &m.scales, &m.step }) {
         if (d->t) {
             fill(*d, 1.0f);
         }
@@ -143,16 +144,17 @@ model make(const arrangement & a, ggml_type type, ggml_type type_up, int64_t n_t
     return m;
 }
 
-double product(const data & w, const data & extra, const arrangement & a, int64_t expert, int64_t row, const std::vector<double> & x) {
+// scale: row of the scales
+double product(const model & m, const data & w, int scale, const data & bias, int64_t expert, int64_t row, const std::vector<double> & x) {
     const float * values = w.row(expert*w.t->ne[1] + row);
     double sum = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
         sum += values[i]*x[i];
     }
-    if (!extra.t) {
-        return sum;
+    if (m.scales.t) {
+        sum *= m.scales.row(scale)[expert];
     }
-    return a.scales ? sum*extra.values[expert] : sum + extra.row(expert)[row];
+    return bias.t ? sum + bias.row(expert)[row] : sum;
 }
 
 // what a selection contributes
@@ -163,16 +165,16 @@ std::vector<double> contribution(const model & m, const arrangement & a, int64_t
     }
     std::vector<double> h(N_FF);
     for (int64_t r = 0; r < N_FF; ++r) {
-        const double u = product(m.up, m.up_x, a, expert, a.gate_up ? r + N_FF : r, x);
+        const double u = product(m, m.up, 1, m.up_b, expert, a.gate_up ? r + N_FF : r, x);
         if (a.gate || a.gate_up) {
-            h[r] = activate(a.act, product(a.gate ? m.gate : m.up, a.gate ? m.gate_x : m.up_x, a, expert, r, x), u);
+            h[r] = activate(a.act, a.gate ? product(m, m.gate, 0, m.gate_b, expert, r, x) : product(m, m.up, 1, m.up_b, expert, r, x), u);
         } else {
             h[r] = activate(a.act, u, 1.0);
         }
     }
     std::vector<double> result(N_EMBD);
     for (int64_t r = 0; r < N_EMBD; ++r) {
-        result[r] = (a.weight_first ? 1.0 : weight)*product(m.down, m.down_x, a, expert, r, h);
+        result[r] = (a.weight_first ? 1.0 : weight)*product(m, m.down, 2, m.down_b, expert, r, h);
     }
     return result;
 }
@@ -212,7 +214,7 @@ routing route(int64_t n_tokens, int32_t n_slots, model & m) {
 std::vector<float> compute(ggml_backend_t backend, const model & m, const arrangement & a, int n_threads) {
     ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true }) };
 
-    const ggml_expert_host_weights weights = { m.gate.t, m.up.t, m.down.t, m.gate_x.t, m.up_x.t, m.down_x.t, a.gate_up, a.scales };
+    const ggml_expert_host_weights weights = { m.gate.t, m.up.t, m.down.t, m.gate_b.t, m.up_b.t, m.down_b.t, m.scales.t, a.gate_up };
     const float params[2] = { ALPHA, LIMIT };
 
     ggml_tensor * misses = ggml_expert_misses(ctx.get(), m.step.t, N_USED, &m.state);

@@ -45,12 +45,13 @@ struct ggml_expert_host_weights {
     struct ggml_tensor * up;     // the same, or with gate_up [n_embd, 2*n_ff, n_expert]: gate above up
     struct ggml_tensor * down;   // [n_ff, n_embd_out, n_expert]
 
-    struct ggml_tensor * gate_x; // F32, biases [n_ff, n_expert] or scales [n_expert] of the products
-    struct ggml_tensor * up_x;
-    struct ggml_tensor * down_x;
+    struct ggml_tensor * gate_b; // F32 [rows of the product, n_expert]
+    struct ggml_tensor * up_b;
+    struct ggml_tensor * down_b;
 
-    bool gate_up;                // up has both
-    bool scales;                 // *_x are scales
+    struct ggml_tensor * scales; // F32 [n_expert, 3] of the products with gate, up and down, before the biases
+
+    bool gate_up;                // up has both, and both its scale
 };
 
 // creates the tensors of a state in ctx, without data

@@ -11,12 +11,11 @@ static inline bool ggml_expert_op_is_local(enum ggml_op op) {
 }
 
 // GGML_OP_EXPERT_MISSES: src = step, table, uses, counters; op_params = n_used
-// GGML_OP_EXPERT_FFN:    src = step, misses, gate, up, down, gate_x, up_x, down_x; op_params = n_used, ...
+// GGML_OP_EXPERT_FFN:    src = step, misses, gate, up, down, gate_b, up_b, down_b, scales; op_params = n_used, ...
 enum ggml_expert_ffn_param {
     GGML_EXPERT_FFN_N_USED,
     GGML_EXPERT_FFN_ACT,
     GGML_EXPERT_FFN_GATE_UP,
-    GGML_EXPERT_FFN_SCALES,
     GGML_EXPERT_FFN_WEIGHT_FIRST,
     GGML_EXPERT_FFN_PARAMS, // 2 of F32
 };
@@ -26,11 +25,11 @@ static inline struct ggml_expert_host_weights ggml_expert_ffn_weights(const stru
         /*.gate    =*/ op->src[2],
         /*.up      =*/ op->src[3],
         /*.down    =*/ op->src[4],
-        /*.gate_x  =*/ op->src[5],
-        /*.up_x    =*/ op->src[6],
-        /*.down_x  =*/ op->src[7],
+        /*.gate_b  =*/ op->src[5],
+        /*.up_b    =*/ op->src[6],
+        /*.down_b  =*/ op->src[7],
+        /*.scales  =*/ op->src[8],
         /*.gate_up =*/ ggml_get_op_params_i32(op, GGML_EXPERT_FFN_GATE_UP) != 0,
-        /*.scales  =*/ ggml_get_op_params_i32(op, GGML_EXPERT_FFN_SCALES)  != 0,
     };
     return weights;
 }

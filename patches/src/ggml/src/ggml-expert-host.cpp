@@ -33,7 +33,7 @@ ggml_tensor * ggml_expert_ffn(
     GGML_ASSERT(misses->op == GGML_OP_EXPERT_MISSES && misses->src[0] == step);
     GGML_ASSERT(weights->up->ne[0] == n_embd && weights->up->ne[1] == (weights->gate_up ? 2 : 1)*n_ff);
     GGML_ASSERT(!weights->gate || (!weights->gate_up && ggml_are_same_shape(weights->gate, weights->up)));
-    for (const ggml_tensor * x : { weights->gate_x, weights->up_x, weights->down_x }) {
+    for (const ggml_tensor * x : { weights->gate_b, weights->up_b, weights->down_b, weights->scales }) {
         GGML_ASSERT(!x || (x->type == GGML_TYPE_F32 && ggml_is_contiguous(x)));
     }
 
@@ -42,7 +42,6 @@ ggml_tensor * ggml_expert_ffn(
     ggml_set_op_params_i32(result, GGML_EXPERT_FFN_N_USED,       n_used);
     ggml_set_op_params_i32(result, GGML_EXPERT_FFN_ACT,          act);
     ggml_set_op_params_i32(result, GGML_EXPERT_FFN_GATE_UP,      weights->gate_up);
-    ggml_set_op_params_i32(result, GGML_EXPERT_FFN_SCALES,       weights->scales);
     ggml_set_op_params_i32(result, GGML_EXPERT_FFN_WEIGHT_FIRST, weight_first);
     ggml_set_op_params_f32(result, GGML_EXPERT_FFN_PARAMS + 0,   params[0]);
     ggml_set_op_params_f32(result, GGML_EXPERT_FFN_PARAMS + 1,   params[1]);
@@ -53,9 +52,10 @@ ggml_tensor * ggml_expert_ffn(
     result->src[2] = weights->gate;
     result->src[3] = weights->up;
     result->src[4] = weights->down;
-    result->src[5] = weights->gate_x;
-    result->src[6] = weights->up_x;
-    result->src[7] = weights->down_x;
+    result->src[5] = weights->gate_b;
+    result->src[6] = weights->up_b;
+    result->src[7] = weights->down_b;
+    result->src[8] = weights->scales;
 
     return result;
 }

@@ -217,13 +217,17 @@ struct expert_ffn {
         }
     }
 
-    // a product with its bias or scale; row counts in the tensor of it
-    float finish(float value, const ggml_tensor * extra, int64_t expert, int64_t row) const {
-        if (!extra) {
-            return value;
+    enum product { GATE, UP, DOWN }; // rows of scales
+
+    // a product with its scale and bias; row counts in the tensor of the bias
+    float finish(float value, product p, const ggml_tensor * bias, int64_t expert, int64_t row) const {
+        if (w.scales) {
+            value *= ((const float *) w.scales->data)[p*w.scales->ne[0] + expert];
         }
-        const float * data = (const float *) extra->data;
-        return w.scales ? value*data[expert] : value + data[expert*extra->ne[0] + row];
+        if (bias) {
+            value += ((const float *) bias->data)[expert*bias->ne[0] + row];
+        }
+        return value;
     }
 
     float activate(float g, float u) const {
@@ -253,13 +257,13 @@ struct expert_ffn {
                 float g;
                 float u = 1.0f;
                 if (w.gate_up) {
-                    g = finish(up.dot(expert, r,        x_up), w.up_x, expert, r);
-                    u = finish(up.dot(expert, r + n_ff, x_up), w.up_x, expert, r + n_ff);
+                    g = finish(up.dot(expert, r,        x_up), UP, w.up_b, expert, r);
+                    u = finish(up.dot(expert, r + n_ff, x_up), UP, w.up_b, expert, r + n_ff);
                 } else if (w.gate) {
-                    g = finish(gate.dot(expert, r, x_gate + input_row(i)*gate.row_size), w.gate_x, expert, r);
-                    u = finish(up.dot(expert, r, x_up), w.up_x, expert, r);
+                    g = finish(gate.dot(expert, r, x_gate + input_row(i)*gate.row_size), GATE, w.gate_b, expert, r);
+                    u = finish(up.dot(expert, r, x_up), UP, w.up_b, expert, r);
                 } else {
-                    g = finish(up.dot(expert, r, x_up), w.up_x, expert, r);
+                    g = finish(up.dot(expert, r, x_up), UP, w.up_b, expert, r);
                 }
                 h[i*n_ff + r] = activate(g, u);
             }
@@ -307,7 +311,7 @@ struct expert_ffn {
                 const float   factor = weight_first ? 1.0f : weight(misses[i]);
                 float       * out    = row(misses[i].selection/n_used);
                 for (int64_t r = begin; r < end; ++r) {
-                    out[r] += factor*finish(down.dot(expert, r, h_dot + i*down.row_size), w.down_x, expert, r);
+                    out[r] += factor*finish(down.dot(expert, r, h_dot + i*down.row_size), DOWN, w.down_b, expert, r);
                 }
             }
         });
