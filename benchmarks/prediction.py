@@ -12,7 +12,7 @@ FOUND, on 25,600 held-out tokens; capacities 12.5, 25, 50, 75 %; gains against n
     0.92, 1.03 times as fast. If waiting copies are dropped once the router has spoken: pre-moe
     1.10, 1.14, 1.18, 1.16; pre-attention 1.08, 1.12, 1.15, 1.12; counts at most 1.05; oracle 1.15,
     1.19, 1.29, 1.33. A copy takes longer than a layer: even perfect predictions come too late.
-4.  Reuse of Qwen3-30B-A3B, recall 88.6 % (published), wrong ones at random, m = 8: 1.17, 1.22,
+4.  Reuse of Qwen3-30B-A3B, an assumed recall of 88.6 %, wrong ones at random, m = 8: 1.17, 1.22,
     1.15, 1.08 with dropping, 0.96, 1.00, 1.06, 1.06 without; oracle 1.28, 1.41, 1.27, 1.11.
 5.  So: not as copies in the fixed order of a graph; with a queue that drops, 8 to 22 % at most.
     Not in these: a second resolve, 3.8 us a layer like the first (`hit_us_layer` in the reference
@@ -39,8 +39,8 @@ do not slow down what is computed beside them: its speeds are upper bounds of wh
 gives. Layers 1 to 7 of the shipped model stand for the 48 of the large one, in a ring.
 
 The shipped model says little about large ones: 8 layers, 256 wide, trained for minutes with a
-balance loss. Its recall is below the published ones (`CITED`) and its routing repeats less: LRU
-hits 73 % with half of the experts, where Qwen3-30B-A3B has 90 to 95 % with 40 %. The second part
+balance loss. Its recall is likely to be lower and its routing repeats less: LRU hits
+73 % with half of the experts, where Qwen3-30B-A3B has 90 to 95 % with 40 %. The second part
 therefore takes a generated trace with the published reuse of that model, and predictors that know
 each chosen expert with a given chance, hit or miss alike, which flatters them: see 2. The m and the
 insertion of a line are the fastest on the same text.
@@ -86,16 +86,7 @@ EARLY = ("pre-attention", "oracle-early")
 PROFILE = "qwen3-30b-a3b"
 QWEN_TOKENS, QWEN_EXPERTS, QWEN_USED = 500, 128, 8
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.886, 0.95, 1.0)
-"""0.886 is published for `pre-moe` with the norm of layer l - 1 on Qwen3-30B-A3B (see `CITED`)."""
-CITED = """\
-Published recalls of the chosen experts, one layer ahead, not measured here:
-  88.6 %  Qwen3-30B-A3B, 80.7 % Qwen3.6-35B: next router on this layer's router input
-          (github.com/Helldez/BigMoeOnEdge, docs/expert-prediction.md; slower when acted upon)
-  73.6 %  GLM-5.2: as pre-moe; 76.7 % with the shared expert's output added
-          (github.com/JustVugg/colibri, pull request 204)
-  94.7 %  Qwen3-30B: a router trained for it, before the attention of the same layer, which
-          leaves less than a layer's time to copy (arXiv 2511.10676, abstract: "accuracy")"""
-
+"""Assumed: no large model was run here."""
 Row = Mapping[str, Value]
 
 
@@ -130,7 +121,6 @@ def main() -> None:
     print(f"\nall predicted experts copied\n{_text(list(copied(tables['cache'])))}")
     print(f"\nfastest m and insertion, {TIMES}\n{_text(list(best(tables['cache'])))}")
     print(f"\nspeed against recall, generated trace, m = K\n{_text(tables['recall-needed'])}")
-    print(f"\n{CITED}")
 
 
 def _text(rows: list[Row]) -> str:
