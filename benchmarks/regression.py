@@ -275,6 +275,7 @@ def figure(table: pd.DataFrame) -> Figure:
         hue="noise",
         style="noise",
         markers=True,
+        dashes=False,
         ax=axes[1],
         palette="mako",
     )
@@ -287,6 +288,7 @@ def figure(table: pd.DataFrame) -> Figure:
         palette="mako",
         legend=False,
         linestyle=":",
+        linewidth=1,
     )
     axes[1].set(xlabel="slower by; dotted: 5 %, two runs", ylabel="share of reports")
     late = table[table.measure == "delay"]
@@ -297,6 +299,7 @@ def figure(table: pd.DataFrame) -> Figure:
         hue="noise",
         style="noise",
         markers=True,
+        dashes=False,
         ax=axes[2],
         palette="mako",
         legend=False,
