@@ -194,6 +194,18 @@ def test_raw_records_are_condensed(raw: Path) -> None:
     assert off.values.hits is None
 
 
+def test_a_column_that_a_build_adds_is_no_other_routing(raw: Path) -> None:
+    record = next(r for r in read_records(raw) if r.arm == "cached-c8")
+    layers = [{"layer": 0, "hits": 5, "misses": 2}, {"layer": 1, "hits": 4, "misses": 3}]
+
+    def routing(changed: list[dict[str, int]]) -> str | None:
+        found = record.model_copy(update={"result": {**record.result, "layers": changed}})
+        return condense([found], {})[0].values.routing
+
+    assert routing([{**layer, "copied": 2} for layer in layers]) == routing(layers)
+    assert routing([layers[0], {**layers[1], "misses": 2}]) != routing(layers)
+
+
 def test_raw_records_are_schema_1_of_a_history(path: Path, raw: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(raw.read_bytes())

@@ -164,7 +164,6 @@ def _from_expert_bench(record: Record) -> Values:
     run = ExpertBench.model_validate(record.result)
     timed = record.protocol in ("prompts", "replay")
     cached = run.capacity is not None
-    steps = [[list(prompt.hits), list(prompt.misses)] for prompt in run.prompts]
     return Values(
         tg_tps=_tps(run.decode_tokens, run.decode_ns, record) if timed else None,
         step_tps=_step_tps(record) if timed else None,
@@ -173,9 +172,17 @@ def _from_expert_bench(record: Record) -> Values:
         misses=run.misses if cached else None,
         bytes_moved=run.bytes_moved if cached else None,
         vram_bytes=run.vram_bytes if record.evidence == "gpu" else None,
-        routing=_digest([steps, record.result.get("layers")], 12) if cached else None,
+        routing=_routing(run, record) if cached else None,
         tokens=_digest([[prompt.id, prompt.tokens] for prompt in run.prompts], 12),
     )
+
+
+def _routing(run: ExpertBench, record: Record) -> str:
+    """Return a digest of the hits and misses by step and layer, whatever else a build records."""
+    steps = [[list(prompt.hits), list(prompt.misses)] for prompt in run.prompts]
+    layers = record.result.get("layers") or []
+    counted = [[layer[name] for name in ("layer", "hits", "misses")] for layer in layers]
+    return _digest([steps, counted], 12)
 
 
 def _says(values: Values) -> bool:

@@ -220,5 +220,9 @@ def _side(side: Side) -> str:
     shown = ", ".join(code_span(name) for name in names[:_MOST_NAMES])
     if len(names) > _MOST_NAMES:
         shown += f" and {len(names) - _MOST_NAMES} more"
-    times = f"{side.launches} launches in {side.sessions} sessions"
+    times = f"{_number(side.launches, 'launch', 'es')} in {_number(side.sessions, 'session', 's')}"
     return f"{what}{'s' if len(names) > 1 else ''} {shown}, {times}" if names else times
+
+
+def _number(count: int, what: str, plural: str) -> str:
+    return f"{count} {what}{plural if count != 1 else ''}"
