@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tec.cells import Launches
@@ -268,17 +269,7 @@ def figure(table: pd.DataFrame) -> Figure:
     axes[0].set(xlabel="of reports; dashed: stated", ylabel="")
     axes[0].set_xscale("symlog", linthresh=LEVEL)
     curves = found[found.rounds == max(ROUNDS)]
-    sns.lineplot(
-        curves,
-        x="effect",
-        y="tec",
-        hue="noise",
-        style="noise",
-        markers=True,
-        dashes=False,
-        ax=axes[1],
-        palette="mako",
-    )
+    _curves(curves, axes[1])
     sns.lineplot(
         curves,
         x="effect",
@@ -291,19 +282,7 @@ def figure(table: pd.DataFrame) -> Figure:
         linewidth=1,
     )
     axes[1].set(xlabel="slower by; dotted: 5 %, two runs", ylabel="share of reports")
-    late = table[table.measure == "delay"]
-    sns.lineplot(
-        late,
-        x="effect",
-        y="tec",
-        hue="noise",
-        style="noise",
-        markers=True,
-        dashes=False,
-        ax=axes[2],
-        palette="mako",
-        legend=False,
-    )
+    _curves(table[table.measure == "delay"], axes[2], legend=False)
     axes[2].set(xlabel="slower by", ylabel=f"sessions; {SERIES // 2 + 1}: not seen")
     for panel in axes[1:]:
         panel.set_xticks([0.01, 0.03, 0.05, 0.1])
@@ -312,6 +291,22 @@ def figure(table: pd.DataFrame) -> Figure:
     for axis in axes[:2]:
         axis.legend(title=None, fontsize="x-small")
     return drawn
+
+
+def _curves(table: pd.DataFrame, ax: Axes, legend: Literal["auto", False] = "auto") -> None:
+    """Draw what `tec regress` does against the effect, a curve for each noise."""
+    sns.lineplot(
+        table,
+        x="effect",
+        y="tec",
+        hue="noise",
+        style="noise",
+        markers=True,
+        dashes=False,
+        ax=ax,
+        palette="mako",
+        legend=legend,
+    )
 
 
 if __name__ == "__main__":

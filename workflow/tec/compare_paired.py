@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tec.cells import Cell, Launches, by_series, exact_cells, middle
 from tec.detection import (
@@ -37,12 +38,12 @@ class Timed:
         """The log ratios of all rounds."""
         return [log for session in self.ratios for log in session]
 
-    @property
+    @cached_property
     def p(self) -> float:
         """The chance of such ratios without a change."""
         return signed_rank(self.logs)
 
-    @property
+    @cached_property
     def floor(self) -> float:
         """The noise floor, as a log ratio; 0 without A/A runs."""
         return noise_floor(self.same) if self.same else 0.0
@@ -86,11 +87,6 @@ def compare_paired(
 def suspects(screen: Launches, old_build: str, new_build: str) -> list[Cell]:
     """Return the cells that a first session of interleaved builds gives reason to confirm."""
     return sorted(suspected_of(_timed_cells(screen, old_build, new_build), SCREEN_LEVEL))
-
-
-def timed_cells(launches: Launches) -> int:
-    """Return how many cells with noise the launches of a session have."""
-    return len({Cell(r.series, m) for r in launches for m in TIMED if value_of(r, m) is not None})
 
 
 def suspected_of(cells: Mapping[Cell, Timed], level: float) -> set[Cell]:

@@ -9,21 +9,19 @@ The order of the lines is the order of the history. Dates are context: clocks go
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tec.errors import TecError, disk_is_full
+from tec.errors import TecError
+from tec.files import append_durably
 from tec.quantities import Bytes, Count, ShortHash
 from tec.records import Check, Evidence, Outcome, Protocol, Record
 
@@ -192,7 +190,8 @@ def append(path: Path, records: Sequence[HistoryRecord]) -> Appended:
         lines = b"".join(r.model_dump_json(by_alias=True).encode() + b"\n" for r in new.values())
         if lines:
             torn = content and not content.endswith(b"\n")
-            _write(path, file, b"\n" + lines if torn else lines)
+            whole = b"\n" + lines if torn else lines
+            append_durably(file, whole, "nothing was appended", "free some space and append again")
     return Appended(len(new), len(records) - len(new))
 
 
@@ -210,22 +209,6 @@ def _locked(descriptor: int, how: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _write(path: Path, file: FileIO, lines: bytes) -> None:
-    """Write everything in one call and wait for the disk; leave nothing of it on a full one."""
-    before = file.seek(0, os.SEEK_END)
-    try:
-        if file.write(lines) != len(lines):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(file.fileno())
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        os.ftruncate(file.fileno(), before)
-        raise TecError(
-            "the disk is full: nothing was appended", path, "free some space and append again"
-        ) from error
 
 
 def _check_own(content: bytes, path: Path) -> None:

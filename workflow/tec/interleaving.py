@@ -156,8 +156,7 @@ def _random(steps: Steps, arm: str, number: int) -> list[Step]:
     protocol = steps.scope.protocols.random
     if protocol is None:
         raise not_in_study(steps, "random")
-    tests = ((protocol.n_prompt, 0), (0, protocol.n_gen))
-    return [steps.random_tokens(protocol, arm, number, *test) for test in tests]
+    return steps.random_tests(protocol, arm, number)
 
 
 def _replay(replay: ReplaySteps, placed: Mapping[str, Placed], arm: str, number: int) -> list[Step]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +15,7 @@ from tec.llama_bench import LlamaBench
 from tec.paths import ROOT
 from tec.quantities import GIB
 from tec.records import PROBE, Check, Outcome, Protocol, Record, Verdict
+from tec.session import digest_of
 from tec.stats import decode_ns
 from tec.system import System
 from tec.verdicts import judge, went_past
@@ -62,7 +61,7 @@ def condense_alone(record: Record) -> HistoryRecord:
             "take it out of the history, and append the file it comes from: tec history append",
         )
     day = record.started_at.date().isoformat()
-    session = _digest([record.row, record.protocol, *_run_key(record)[1:], day], 12)
+    session = digest_of([record.row, record.protocol, *_run_key(record)[1:], day])
     return _line(record, _VALUES[record.protocol](record), session, {})
 
 
@@ -70,7 +69,7 @@ def session_of(records: Sequence[Record]) -> str:
     """Return what names the job in which launches ran interleaved, whichever builds they are of."""
     first = min(records, key=lambda record: record.started_at)
     parts = [first.row, first.protocol, first.key.system, first.started_at.isoformat()]
-    return _digest(parts, 12)
+    return digest_of(parts)
 
 
 def project_commit() -> str | None:
@@ -110,7 +109,7 @@ def _line(
         *(record.started_at.isoformat(), *_run_key(record)),
     ]
     return HistoryRecord(
-        id=_digest(launch, 16),
+        id=digest_of(launch, 16),
         row=record.row,
         arm=record.arm,
         protocol=record.protocol,
@@ -173,7 +172,7 @@ def _from_expert_bench(record: Record) -> Values:
         bytes_moved=run.bytes_moved if cached else None,
         vram_bytes=run.vram_bytes if record.evidence == "gpu" else None,
         routing=_routing(run, record) if cached else None,
-        tokens=_digest([[prompt.id, prompt.tokens] for prompt in run.prompts], 12),
+        tokens=digest_of([[prompt.id, prompt.tokens] for prompt in run.prompts]),
     )
 
 
@@ -182,7 +181,7 @@ def _routing(run: ExpertBench, record: Record) -> str:
     steps = [[list(prompt.hits), list(prompt.misses)] for prompt in run.prompts]
     layers = record.result.get("layers") or []
     counted = [[layer[name] for name in ("layer", "hits", "misses")] for layer in layers]
-    return _digest([steps, counted], 12)
+    return digest_of([steps, counted])
 
 
 def _says(values: Values) -> bool:
@@ -235,7 +234,3 @@ def _checked(tps: float, record: Record) -> float:
         f"round {record.round + 1}, started {record.started_at.isoformat()}",
         "the launch failed without saying so: measure this row again, and append that",
     )
-
-
-def _digest(value: object, digits: int) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:digits]

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from tec import choice, outcome
-from tec.build import load_manifest
+from tec.build import Manifest, load_manifest
 from tec.choice import Choice
-from tec.config import Study, load_row, load_study
+from tec.config import Row, Study, load_row, load_study
 from tec.errors import TecError
 from tec.files import write_atomically
 from tec.gguf_file import ModelInfo, Part
@@ -44,12 +44,7 @@ def random_plan(steps: Steps) -> list[Step]:
     if protocol is None:
         raise not_in_study(steps, "random")
     order = interleaved(list(steps.arms), steps.rounds(protocol), f"{steps.row.name} random")
-    tests = ((protocol.n_prompt, 0), (0, protocol.n_gen))
-    return [
-        steps.random_tokens(protocol, arm, number, n_prompt, n_gen)
-        for number, arm in order
-        for n_prompt, n_gen in tests
-    ]
+    return [step for number, arm in order for step in steps.random_tests(protocol, arm, number)]
 
 
 def locality_plan(steps: Steps, kept: Path) -> list[Step]:
@@ -116,14 +111,12 @@ def open_job(options: argparse.Namespace, protocol: Protocol) -> Job:
     n_expert, n_expert_used = model.n_expert, model.n_expert_used
     arms = study.expand_arms(row.name, n_expert, n_expert_used)
     chosen.check(row.name, arms, n_expert, n_expert_used)
-    settings = settings_key(study, row, protocol, chosen)
-    key = measure_key(settings, manifest, model.sha256, read_system().fingerprint)
     session = Session(
         study=study.name,
         protocol=protocol,
         build=build_info(manifest),
         model=model,
-        kept=options.kept / f"{row.name}.{protocol}.{key}.jsonl",
+        kept=options.kept / _kept_name(study, row, protocol, chosen, manifest, model),
         log=options.log,
     )
     return Job(session, Steps(study, row, model, manifest, chosen), options.out, options.wait)
@@ -143,10 +136,22 @@ def kept_file(
         record: the row's record of its model.
     """
     chosen = chosen.with_reference(study.scope(row), protocol)
-    settings = settings_key(study, load_row(row), protocol, chosen)
-    machine = read_system().fingerprint
-    key = measure_key(settings, load_manifest(build), read_model(record).sha256, machine)
-    return RESULTS / study.name / "kept" / f"{row}.{protocol}.{key}.jsonl"
+    names = (study, load_row(row), protocol, chosen, load_manifest(build), read_model(record))
+    return RESULTS / study.name / "kept" / _kept_name(*names)
+
+
+def _kept_name(
+    study: Study,
+    row: Row,
+    protocol: Protocol,
+    chosen: Choice,
+    manifest: Manifest,
+    model: ModelInfo,
+) -> str:
+    """Return the name of the file that keeps a measurement with these settings on this machine."""
+    settings = settings_key(study, row, protocol, chosen)
+    key = measure_key(settings, manifest, model.sha256, read_system().fingerprint)
+    return f"{row.name}.{protocol}.{key}.jsonl"
 
 
 def check_parts(model: ModelInfo, record: Path) -> None:

@@ -6,14 +6,14 @@ can be made again from these files alone.
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tec.errors import TecError, disk_is_full
+from tec.errors import TecError
+from tec.files import append_durably
 from tec.gguf_file import ModelInfo
 from tec.quantities import Bytes, Count, Seconds, ShortHash
 from tec.system import System
@@ -154,21 +154,12 @@ def append_record(path: Path, record: Record) -> None:
     line = record.model_dump_json(by_alias=True).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            written = file.write(line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        except OSError as error:
-            if not disk_is_full(error):
-                raise
-            os.ftruncate(file.fileno(), before)
-            raise TecError(
-                "the disk is full: this repetition was not kept",
-                path,
-                "free some space and run again; finished repetitions are kept",
-            ) from error
+        append_durably(
+            file,
+            line,
+            "this repetition was not kept",
+            "free some space and run again; finished repetitions are kept",
+        )
 
 
 def _read(path: Path, model: type[_Line]) -> list[_Line]:

@@ -52,8 +52,8 @@ class Side(_Model):
     sessions: Count
 
 
-class Comparison(_Model):
-    """One cell: one metric of one series, new beside old."""
+class _Cell(_Model):
+    """One metric of one series."""
 
     row: str
     arm: str
@@ -61,6 +61,11 @@ class Comparison(_Model):
     system: ShortHash
     evidence: Evidence
     metric: Metric
+
+
+class Comparison(_Cell):
+    """A cell, new beside old."""
+
     finding: Finding
     old: float | None = Field(description="median over launches; None where it is no number")
     new: float | None
@@ -106,15 +111,9 @@ class ChangePoint(_Model):
     p: float
 
 
-class Trend(_Model):
-    """A metric of a series over its whole history, oldest first."""
+class Trend(_Cell):
+    """A cell over its whole history, oldest first."""
 
-    row: str
-    arm: str
-    protocol: Protocol
-    system: ShortHash
-    evidence: Evidence
-    metric: Metric
     machine: dict[str, str]
     points: tuple[Point, ...]
     change_points: tuple[ChangePoint, ...]

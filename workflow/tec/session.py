@@ -284,10 +284,10 @@ def _read_once(path: Path) -> None:
             pass
 
 
-def digest_of(value: object) -> str:
-    """Return 12 hex digits for a model or any JSON value."""
+def digest_of(value: object, digits: int = 12) -> str:
+    """Return hex digits for a model or any JSON value."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def _duration(seconds: float) -> str:

@@ -140,6 +140,11 @@ class Steps:
             makes=trace,
         )
 
+    def random_tests(self, protocol: RandomProtocol, arm: str, number: int) -> list[Step]:
+        """Run the published protocol in round `number`: prompt and decode apart."""
+        tests = ((protocol.n_prompt, 0), (0, protocol.n_gen))
+        return [self.random_tokens(protocol, arm, number, *test) for test in tests]
+
     def random_tokens(
         self, protocol: RandomProtocol, arm: str, number: int, n_prompt: int, n_gen: int
     ) -> Step:
