@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from fake_study import make_session, make_steps, make_study
+from fake_study import apart_in, make_session, make_steps, make_study
 from locality_results import write_locality
-from tec import machine_lock, steps
+from tec import steps
 from tec.config import Variant
 from tec.files import write_atomically
 from tec.main_table import main_table
@@ -133,10 +131,8 @@ def write_model(folder: Path) -> None:
 @cache
 def _measured(changes: str) -> tuple[Record, ...]:
     """Run the fake study with changes, given as JSON; once for each."""
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as name, apart_in(Path(name)):
         folder = Path(name)
-        patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
-        patch.setattr(steps, "CACHE", folder / "cache")
         maker = make_steps(folder, make_study(folder, **json.loads(changes)))
         return tuple(record for protocol in PLANS for record in _measure(folder, maker, protocol))
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fake_tools import N_EXPERT, N_EXPERT_USED, install
+from tec import machine_lock, steps
 from tec.config import Row, Study
 from tec.gguf_file import ModelInfo
 from tec.records import Protocol
@@ -71,6 +76,15 @@ def make_steps(folder: Path, study: Study | None = None, **faults: Any) -> Steps
     """Return the maker of steps for the fake study; the tools are installed in `folder`/bin."""
     manifest = install(folder / "bin", **faults)
     return Steps(study or make_study(folder), make_row(folder), make_model(folder), manifest)
+
+
+@contextmanager
+def apart_in(folder: Path) -> Iterator[None]:
+    """Keep the machine's lock and the scratch files of other runs out of what is measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
+        patch.setattr(steps, "CACHE", folder / "cache")
+        yield
 
 
 def make_session(folder: Path, steps: Steps, protocol: Protocol) -> Session:

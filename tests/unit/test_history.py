@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fake_study import make_session, make_steps
+from fake_study import apart_in, make_session, make_steps
 from history_launches import START, launch
-from tec import cli, machine_lock
+from tec import cli
 from tec.errors import TecError
 from tec.history import Appended, append, load
 from tec.launches import condense
@@ -32,8 +32,7 @@ def path(tmp_path: Path) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files of raw records of the fake study, one a protocol."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
+    with apart_in(folder):
         maker = make_steps(folder)
         make_session(folder, maker, "prompts").run(prompts_plan(maker), wait=0)
         make_session(folder, maker, "random").run(random_plan(maker)[:4], wait=0)

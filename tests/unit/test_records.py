@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_study import make_session, make_steps
-from tec import machine_lock
+from fake_study import apart_in, make_session, make_steps
 from tec.errors import TecError
 from tec.measure import prompts_plan
 from tec.records import Record, read_partial, read_records, schemas
@@ -14,8 +13,7 @@ from tec.records import Record, read_partial, read_records, schemas
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The content of a file of records."""
     folder = tmp_path_factory.mktemp("records")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
+    with apart_in(folder):
         maker = make_steps(folder)
         made = make_session(folder, maker, "prompts")
         made.run(prompts_plan(maker)[:3], wait=0)

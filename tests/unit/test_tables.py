@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from fake_results import CARD
-from fake_study import make_session, make_steps, make_study
-from tec import machine_lock, steps
+from fake_study import apart_in, make_session, make_steps, make_study
 from tec.cli import main
 from tec.main_table import main_table
 from tec.measure import prompts_plan, random_plan
@@ -25,9 +24,7 @@ from tec.verdicts import judge
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the fake study's records, verdicts and tables, made by the commands."""
     folder = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine_lock, "lock_path", lambda: folder / "lock")
-        patch.setattr(steps, "CACHE", folder / "cache")
+    with apart_in(folder):
         maker = make_steps(folder, make_study(folder))
         make_session(folder, maker, "prompts").run(prompts_plan(maker), wait=0)
         make_session(folder, maker, "random").run(random_plan(maker), wait=0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from programs import run_program
 from tec.gguf_file import Geometry, read_geometry
 from tec.paths import ROOT
 
@@ -51,14 +52,7 @@ def load(binaries: dict[str, Path]) -> Load:
     def run(sizes: object, *words: object, reserve: int = 0) -> subprocess.CompletedProcess[str]:
         settings = ("-np", 1, "-ub", 64, "-t", 1, "--no-warmup", "--override-kv", claim)
         command = (program, sizes, reserve, "-m", MODEL, *settings, "--fit-target", MARGIN, *words)
-        return subprocess.run(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_program(command, 60)
 
     return run
 

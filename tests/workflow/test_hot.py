@@ -7,7 +7,6 @@ expert is in a slot. Repacked weights are not read by it, so all runs load witho
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from itertools import takewhile
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from hot_model import simulate
+from programs import run_program
 from tec.config import load_row, load_study
 from tec.gguf_file import Geometry, read_geometry
 from tec.paths import ROOT
@@ -52,14 +52,7 @@ def attempt(binaries: dict[str, Path]) -> Callable[..., subprocess.CompletedProc
 
     def run(tool: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         words = ("-m", MODEL, "-t", 2, *arguments)
-        return subprocess.run(
-            [str(binaries[tool]), *map(str, words)],
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return run_program((binaries[tool], *words), 120, **variables)
 
     return run
 

@@ -7,7 +7,6 @@ request, whose tasks a server that is idle takes up together.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import count
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from llama_server import Server, serve
+from programs import run_program
 from tec.build import Manifest, load_manifest
 from tec.gguf_file import Geometry, read_geometry
 from tec.paths import ROOT, build_server_manifest
@@ -212,14 +212,7 @@ def test_cancelled_requests_leave_nothing(
 def test_too_few_slots_stop_the_server(program: Path, geometry: Geometry) -> None:
     few = geometry.n_expert_used - 1
     command = [program, "-m", MODEL, "--expert-cache", few, "--port", 0]
-    done = subprocess.run(
-        [str(word) for word in command],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(command, 60)
     assert done.returncode != 0
     wanted = f"capacity {few} is below the {geometry.n_expert_used} experts that a token uses"
     assert wanted in done.stderr + done.stdout
