@@ -77,5 +77,6 @@ class Transfer:
 
     def finish(self, outcome: str) -> None:
         """End the progress line, if there is one."""
-        if self._progress is not None:
-            self._progress.finish(outcome)
+        with self._lock:  # a thread may be showing the line for the first time
+            if self._progress is not None:
+                self._progress.finish(outcome)
