@@ -40,6 +40,13 @@ class Server:
         assert answer.status == HTTPStatus.OK, f"{path}: {said.decode(errors='replace')}"
         return json.loads(said)
 
+    def page(self, path: str) -> str:
+        """Return what a browser is shown."""
+        with self._request("GET", path) as answer:
+            said = answer.read().decode()
+        assert answer.status == HTTPStatus.OK, f"{path}: {said}"
+        return said
+
     def leave(self, path: str, **body: object) -> None:
         """Ask for a stream and go away after its first line, which cancels the request."""
         with self._request("POST", path, {**body, "stream": True}) as answer:

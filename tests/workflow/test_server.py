@@ -209,6 +209,11 @@ def test_cancelled_requests_leave_nothing(
     assert after(5 * geometry.n_expert_used, prompts) == after("off", [])
 
 
+def test_browsers_are_told_that_there_is_no_chat_page(start: Start) -> None:
+    with start("off") as server:
+        assert "There is no chat page here" in server.page("/")
+
+
 def test_too_few_slots_stop_the_server(program: Path, geometry: Geometry) -> None:
     few = geometry.n_expert_used - 1
     command = [program, "-m", MODEL, "--expert-cache", few, "--port", 0]

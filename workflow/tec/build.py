@@ -71,10 +71,11 @@ OPTIONS = {
     "LLAMA_OPENSSL": "OFF",
 }
 SERVER_OPTIONS = ("-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_USE_PREBUILT_UI=OFF")
-"""Without its page for browsers, which the build would download."""
+"""Without llama.cpp's chat page, which the build would download."""
 
 SHORTER = PIN.with_name("build.cmake")
-"""Included by llama.cpp's `project()`: compiles what no measurement times with less effort."""
+"""Included by llama.cpp's `project()`: compiles what no measurement times with less effort, and
+gives llama-server a page in the place of the chat page."""
 
 OFF_ON_CPU = ("GGML_CUDA", "GGML_METAL", "GGML_BLAS", "GGML_ACCELERATE")
 """Back ends that would compute in place of the CPU's; macOS has two of them on by default."""
