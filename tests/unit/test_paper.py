@@ -1,18 +1,27 @@
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fake_results import write_model, write_results
+from tec import figures
 from tec.errors import TecError
 from tec.figure_data import Subject
 from tec.figures import FIGURES, figures_of, make_figures
 from tec.paper import make_paper
 from tec.paths import PAPER, REFERENCE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_for_the_paper() -> Iterator[None]:
+    """Figures as SVG only, which is what the paper includes: the fonts of PDFs take most time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "SUFFIXES", (".svg",))
+        yield
 
 
 @pytest.fixture(scope="module")
