@@ -34,6 +34,10 @@ def commands(gather: bool) -> str:
             if rng.random() < 0.3:  # a token of the others
                 ids[-k:] = rng.permutation(n_expert)[:k]
             lines.append(f"step {n_tokens} {k} {' '.join(map(str, ids))}")
+            ids = [e for _ in range(n_tokens) for e in rng.permutation(n_expert)[:k]]
+            copied = [int(rng.integers(n, endpoint=True)) for n in range(len(ids) + 1)]
+            words = [n_tokens, k, int(rng.integers(3)), *copied, *ids]
+            lines.append(f"split {' '.join(map(str, words))}")
             if gather:
                 ids = list(rng.integers(n_expert, size=k * rng.choice((1, 5, 40))))
                 lines.append(f"gather {len(ids) // k} {k} {' '.join(map(str, ids))}")
@@ -67,6 +71,13 @@ def test_operations_without_mapped_memory_are_those_of_the_cpu(operations: Path)
     assert answers(operations, text, "--backend", "CUDA0", "--unmapped") == answers(
         operations, text
     )
+
+
+def test_the_device_asks_the_host_through_a_mailbox(operations: Path) -> None:
+    program = operations.with_name("test-expert-host")
+    words = [str(program), "--backend", "CUDA0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def test_contexts_leave_nothing_behind(cuda_build: Manifest) -> None:
@@ -124,3 +135,29 @@ def test_the_policy_hot_says_what_the_resident_model_says(
             assert all(a["logits_hash"] == b["logits_hash"] for a, b in pairs)
         assert other["computed"] == other["misses"]
         assert (other["misses"] > 0) == (slots < N_EXPERT)
+
+
+@pytest.mark.parametrize("rates", ["1,1,1000,1000", "1000,1000,1,1", "1,10,1,10"])
+def test_the_policy_hybrid_says_what_the_resident_model_says(
+    cuda_build: Manifest, tmp_path: Path, rates: str
+) -> None:
+    """To the bit if all misses are copied; else the CPU's sums differ in the last bits."""
+    several = ("--parallel", "1,2,4")
+    resident = decode(cuda_build, tmp_path / "resident.jsonl", *several)
+    words = ("-ncmoe", 99, "--no-repack", "--expert-cache", 40, "--expert-cache-policy", "hybrid")
+    hybrid = (*several, *words, "--expert-cache-rates", rates)
+    runs = decode(cuda_build, tmp_path / "hybrid.jsonl", *hybrid)
+    again = decode(cuda_build, tmp_path / "again.jsonl", *hybrid)
+    for one, other, repeated in zip(resident, runs, again, strict=True):
+        pairs = list(zip(one["prompts"], other["prompts"], strict=True))
+        same = sum(a["tokens"] == b["tokens"] for a, b in pairs)
+        assert same >= 0.9 * len(pairs), f"{one['parallel']} sequences"
+        assert [prompt["logits_hash"] for prompt in other["prompts"]] == [
+            prompt["logits_hash"] for prompt in repeated["prompts"]
+        ]
+        assert other["status"]["device_asks"]
+        if rates == "1,1,1000,1000":
+            assert all(a["logits_hash"] == b["logits_hash"] for a, b in pairs)
+            assert other["computed"] == 0
+        else:
+            assert other["computed"] > 0

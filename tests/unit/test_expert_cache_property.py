@@ -16,6 +16,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 
+@dataclass(frozen=True)
+class Split:
+    """A step of which the host computes some misses."""
+
+    slots: list[int]
+    """As many as there are slots stands for one with zeros."""
+    host: list[int]
+    """The expert that the host computes, or -1 - id."""
+    fills: list[tuple[int, int]]
+    computed: int
+
+
 @dataclass
 class Reference:
     """One layer's cache as the specification words it, one Python statement at a time."""
@@ -54,6 +66,35 @@ class Reference:
             self.used[slot] = self.clock
             chosen.append(slot)
         return chosen, fills
+
+    def split(self, ids: list[int], copied: list[int], background: int) -> Split:
+        """Resolve a step of which the host computes all misses but the first ones."""
+        first = {expert: i for i, expert in reversed(list(enumerate(ids)))}
+        missed = [e for e in sorted(first, key=first.__getitem__) if e not in self.slots]
+        n_copied = copied[len(missed)]
+        on_host = missed[n_copied:]
+        required, start = set(ids), self.clock
+        self.hits += len(ids) - len(missed)
+        self.misses += len(missed)
+        for i, expert in enumerate(ids):  # in use by the step: the newest
+            if expert in self.slots:
+                self.used[self.slots.index(expert)] = start + 1 + i
+        fills = []
+        for expert in missed[: n_copied + background]:
+            victim = self._victim(required)
+            self.slots[victim] = expert
+            self.used[victim] = start + 1 + first[expert]
+            fills.append((expert, victim))
+        for i, expert in enumerate(ids):
+            if expert not in on_host:
+                self.used[self.slots.index(expert)] = start + 1 + i
+        self.clock += len(ids)
+        return Split(
+            slots=[self.capacity if e in on_host else self.slots.index(e) for e in ids],
+            host=[e if e in on_host else -1 - e for e in ids],
+            fills=fills,
+            computed=len(on_host),
+        )
 
     def _victim(self, required: set[int]) -> int:
         free = range(len(self.pinned), self.capacity)
@@ -107,6 +148,23 @@ class Driver:
             hits=int(words[hits_at + 1]),
             misses=int(words[hits_at + 3]),
         )
+
+    def split(
+        self, n_tokens: int, ids: list[int], copied: list[int], background: int
+    ) -> tuple[Split, int, int]:
+        """Return the step, and the copies and what the host computed since init."""
+        top_k = len(ids) // n_tokens
+        words = self.ask("split", n_tokens, top_k, background, *copied, *ids).split()
+        assert words[0] == "slots", words
+        at = {name: words.index(name) for name in ("host", "fills", "hits", "copied", "computed")}
+        fills = words[at["fills"] + 2 : at["hits"]]
+        step = Split(
+            slots=[int(word) for word in words[1 : at["host"]]],
+            host=[int(word) for word in words[at["host"] + 1 : at["fills"]]],
+            fills=[(int(e), int(s)) for e, s in (word.split(":") for word in fills)],
+            computed=sum(int(word) >= 0 for word in set(words[at["host"] + 1 : at["fills"]])),
+        )
+        return step, int(words[at["copied"] + 1]), int(words[at["computed"] + 1])
 
     def gather(self, n_tokens: int, ids: list[int]) -> None:
         """Collect experts of a step of any size; the driver compares their bytes."""
@@ -189,6 +247,30 @@ def test_decisions_equal_the_reference(driver: Driver, scenario: Scenario) -> No
         slots, fills = reference.step(ids)
         answer = driver.step(n_tokens, ids)
         assert answer == Answer(slots, fills, reference.hits, reference.misses)
+        assert driver.table() == reference.slots
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@given(scenario=scenarios(), background=st.integers(0, 3), data=st.data())
+def test_split_steps_equal_the_reference(
+    driver: Driver, scenario: Scenario, background: int, data: st.DataObject
+) -> None:
+    """Mixed with steps that copy all: they share the state."""
+    reference = Reference(scenario.n_expert, scenario.capacity, list(scenario.pinned))
+    driver.init(scenario.n_expert, scenario.capacity, scenario.pinned)
+    copies = computed = 0
+    for n_tokens, ids in scenario.steps:
+        if data.draw(st.booleans()):
+            slots, fills = reference.step(ids)
+            assert driver.step(n_tokens, ids).slots == slots
+            copies += len(fills)
+            continue
+        copied = [data.draw(st.integers(0, n)) for n in range(len(ids) + 1)]
+        expected = reference.split(ids, copied, background)
+        answer, n_copies, n_computed = driver.split(n_tokens, ids, copied, background)
+        copies += len(expected.fills)
+        computed += expected.computed
+        assert (answer, n_copies, n_computed) == (expected, copies, computed)
         assert driver.table() == reference.slots
 
 

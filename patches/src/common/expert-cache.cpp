@@ -7,8 +7,10 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <stdexcept>
 
 //
@@ -34,12 +36,31 @@ void common_expert_cache_params::set_capacity(const std::string & value) {
     }
 }
 
+static const std::map<llama_expert_cache_policy, const char *> POLICIES = {
+    { LLAMA_EXPERT_CACHE_POLICY_LRU,    "lru"    },
+    { LLAMA_EXPERT_CACHE_POLICY_HOT,    "hot"    },
+    { LLAMA_EXPERT_CACHE_POLICY_HYBRID, "hybrid" },
+};
+
 void common_expert_cache_params::set_policy(const std::string & value) {
-    if (value != "lru" && value != "hot") {
-        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy of this version: choose 'lru' or 'hot'", value.c_str()));
+    const auto it = std::find_if(POLICIES.begin(), POLICIES.end(), [&value](const auto & p) { return value == p.second; });
+    if (it == POLICIES.end()) {
+        throw std::invalid_argument(string_format("expert cache: '%s' is not a policy of this version: choose 'lru', 'hot' or 'hybrid'", value.c_str()));
     }
-    policy     = value == "hot" ? LLAMA_EXPERT_CACHE_POLICY_HOT : LLAMA_EXPERT_CACHE_POLICY_LRU;
+    policy     = it->first;
     policy_set = true;
+}
+
+void common_expert_cache_params::set_rates(const std::string & value) {
+    const auto words = string_split<std::string>(value, ',');
+    for (size_t i = 0; i < rates.size(); ++i) {
+        char * end = nullptr;
+        rates[i] = i < words.size() ? std::strtof(words[i].c_str(), &end) : -1.0f;
+        if (words.size() != rates.size() || end == words[i].c_str() || *end || !std::isfinite(rates[i]) || rates[i] < 0.0f) {
+            throw std::invalid_argument(string_format("expert cache: '%s' is not four numbers of microseconds from 0, separated by commas: "
+                    "a copy's fixed part and that of each expert, then those of the CPU", value.c_str()));
+        }
+    }
 }
 
 void common_expert_cache_params::set_hot_k(const std::string & value) {
@@ -59,12 +80,13 @@ void common_expert_cache_params::resolve() {
         throw std::invalid_argument(string_format("expert cache: %d hot experts are asked for, but the policy is '%s': "
                 "leave out --moe-hot-k, or choose --expert-cache-policy hot", hot_k, policy_str().c_str()));
     }
-    if (capacity_given && capacity != hot_k) {
+    const int32_t slots = hot_k + 1; // one for zeros
+    if (capacity_given && capacity != slots) {
         throw std::invalid_argument(string_format("expert cache: %d hot experts are asked for, but --expert-cache is '%s': "
                 "leave out one of them", hot_k, capacity_str().c_str()));
     }
     policy   = LLAMA_EXPERT_CACHE_POLICY_HOT;
-    capacity = hot_k;
+    capacity = slots;
 }
 
 void common_expert_cache_params::set_pinned(const std::string & value) {
@@ -100,7 +122,7 @@ std::string common_expert_cache_params::capacity_str() const {
 }
 
 std::string common_expert_cache_params::policy_str() const {
-    return policy == LLAMA_EXPERT_CACHE_POLICY_HOT ? "hot" : "lru";
+    return POLICIES.at(policy);
 }
 
 void common_expert_cache_params::apply(llama_context_params & params) const {
@@ -111,6 +133,7 @@ void common_expert_cache_params::apply(llama_context_params & params) const {
     params.expert_cache_reserve  = reserve;
     params.expert_cache_hot_interval = hot_interval;
     params.expert_cache_hot_bypass   = hot_bypass;
+    std::copy(rates.begin(), rates.end(), params.expert_cache_rates);
 }
 
 void common_expert_cache_params::apply(llama_model_params & params) const {
@@ -183,8 +206,9 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
         [](common_params & params, const std::string & value) { params.expert_cache.set_capacity(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE"));
     add_opt(common_arg(
-        {"--expert-cache-policy"}, "{lru,hot}",
-        "which experts the slots hold: the most recently used, or the most used, with the others computed by the CPU (default: lru)",
+        {"--expert-cache-policy"}, "{lru,hot,hybrid}",
+        "which experts the slots hold, and who has the others: lru: the most recently used, others are copied; hot: the most used, others are "
+        "computed by the CPU; hybrid: the most recently used, others are copied or computed, whichever is done sooner (default: lru)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_policy(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE_POLICY"));
     add_opt(common_arg(
@@ -204,9 +228,15 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
     ).set_env("LLAMA_ARG_EXPERT_CACHE_UNIFIED"));
     add_opt(common_arg(
         {"--moe-hot-k"}, "N",
-        "the same as --expert-cache N --expert-cache-policy hot (default: 0, not asked for)",
+        "the policy hot with N experts in slots, and one slot more that holds zeros (default: 0, not asked for)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_hot_k(value); }
     ).set_env("LLAMA_ARG_MOE_HOT_K"));
+    add_opt(common_arg(
+        {"--expert-cache-rates"}, "C0,C1,H0,H1",
+        "for the policy hybrid: microseconds that copying experts of a layer takes, fixed and for each, and the same for computing them on "
+        "the CPU (default: measured)",
+        [](common_params & params, const std::string & value) { params.expert_cache.set_rates(value); }
+    ).set_env("LLAMA_ARG_EXPERT_CACHE_RATES"));
     add_opt(common_arg(
         {"--moe-hot-rebalance-interval"}, "N",
         "tokens after which the policy hot chooses its experts again (default: 60)",
@@ -226,29 +256,35 @@ void common_expert_cache_sweep::read_env() {
     from_env("LLAMA_ARG_EXPERT_CACHE_PINNED",   [&](const std::string & v) { base.set_pinned(v); });
     from_env("LLAMA_ARG_EXPERT_CACHE_PIN_LIST", [&](const std::string & v) { base.pin_list = v; });
     from_env("LLAMA_ARG_EXPERT_CACHE_UNIFIED",  [&](const std::string & v) { base.set_unified(v); });
+    from_env("LLAMA_ARG_EXPERT_CACHE_RATES",    [&](const std::string & v) { base.set_rates(v); });
     from_env("LLAMA_ARG_MOE_HOT_K",             [&](const std::string & v) { base.set_hot_k(v); });
     from_env("LLAMA_ARG_MOE_HOT_REBALANCE_INTERVAL", [&](const std::string & v) { base.set_hot_interval(v); });
 }
 
 bool common_expert_cache_sweep::is_arg(const std::string & arg) {
     return arg == "--expert-cache" || arg == "--expert-cache-policy" || arg == "--expert-cache-pin-list" || arg == "--expert-cache-pinned" ||
-        arg == "--expert-cache-unified" || arg == "--moe-hot-k" || arg == "--moe-hot-rebalance-interval";
+        arg == "--expert-cache-unified" || arg == "--expert-cache-rates" || arg == "--moe-hot-k" || arg == "--moe-hot-rebalance-interval";
 }
 
 const char * common_expert_cache_sweep::usage() {
     return
         "  --expert-cache <off|auto|N>                       (default: off)\n"
-        "  --expert-cache-policy <lru|hot>                   (default: lru)\n"
+        "  --expert-cache-policy <lru|hot|hybrid>            (default: lru)\n"
         "  --expert-cache-pinned <n>                         (default: half of the slots with a pin list)\n"
         "  --expert-cache-pin-list <filename>                (default: none)\n"
         "  --expert-cache-unified <0|1>                      (default: 0)\n"
-        "  --moe-hot-k <n>                                   (default: 0, none; else the policy hot with n slots)\n"
+        "  --expert-cache-rates <c0,c1,h0,h1>                (default: measured)\n"
+        "  --moe-hot-k <n>                                   (default: 0, none; else the policy hot with n experts)\n"
         "  --moe-hot-rebalance-interval <n>                  (default: 60)\n";
 }
 
 void common_expert_cache_sweep::parse(const std::string & arg, const std::string & value) {
     if (arg == "--expert-cache-pin-list") {
         base.pin_list = value;
+        return;
+    }
+    if (arg == "--expert-cache-rates") {
+        base.set_rates(value);
         return;
     }
 

@@ -14,7 +14,7 @@ struct llama_expert_cache_layer_stats {
     int64_t hits;         // accesses (token, selected expert) to a resident expert
     int64_t misses;       // other accesses
     int64_t copied;       // experts copied into slots: with the policy lru one for each miss
-    int64_t computed;     // misses that the CPU computed: with the policy hot all
+    int64_t computed;     // misses that the CPU computed: with the policy hot all, with lru none
     size_t  expert_bytes; // size of one expert
 };
 
@@ -27,7 +27,8 @@ LLAMA_API struct llama_expert_cache_layer_stats llama_expert_cache_get_layer_sta
 // back to the state after the context was created: prewarmed slots, zero counters
 LLAMA_API void llama_expert_cache_reset(struct llama_context * ctx);
 
-// what the cache is doing, as a JSON object on one line; valid until the next call
+// what the cache is doing, as a JSON object on one line; valid until the next call. Its counters may miss
+// a step that the device is not done with
 LLAMA_API const char * llama_expert_cache_status(const struct llama_context * ctx);
 
 // Host memory that can be had without swapping, of the machine and of the control groups of this process, in bytes;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cinttypes>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <numeric>
@@ -140,6 +141,15 @@ ggml_tensor * llama_expert_view::get(const ggml_tensor * t) const {
 // of an expert: gate, up and down weights, biases and scales
 static constexpr size_t MAX_TENSORS = 9;
 
+// Policy hybrid: of the misses that the CPU computes this many are copied too, for the steps to come, while the device goes
+// on. With none the slots would never change where the CPU is always faster; more than one in a layer would not be over
+// before the next layer wants to copy.
+static constexpr int32_t N_BACKGROUND = 1;
+
+static bool is_cpu(ggml_backend_dev_t dev) {
+    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 // the dimension of a tensor that counts experts: weights have 3, biases 2, scales 1
 static int expert_dim(const ggml_tensor * t) {
     return ggml_n_dims(t) - 1;
@@ -155,7 +165,7 @@ bool llama_expert_cache::layer::has_scales() const {
 
 // the scales in one tensor, 1 where there are none: an operation has not enough sources for each
 void llama_expert_cache::layer::set_host_scales() const {
-    if (!has_scales()) {
+    if (!host_scales) {
         return;
     }
     const std::vector<float> ones(n_expert(), 1.0f);
@@ -190,37 +200,48 @@ llama_expert_cache::llama_expert_cache(
         const llama_model          & model,
         const llama_context_params & params,
         const std::vector<ggml_backend_ptr> & backends) :
+    policy(params.expert_cache_policy),
     requested(params.expert_cache_capacity),
     n_expert_used(model.hparams.n_expert_used_max()),
     n_pinned_requested(params.expert_cache_pin_list ? params.expert_cache_pinned : 0),
     n_ubatch(params.n_ubatch),
     reserve(params.expert_cache_reserve),
     no_alloc(model.hparams.no_alloc),
-    unified(model.expert_unified.get()) {
-    if (params.expert_cache_policy == LLAMA_EXPERT_CACHE_POLICY_HOT) {
-        if (unified) {
-            throw std::runtime_error("expert cache: unified memory works with the policy lru only: the CPU cannot compute experts that are not in host memory");
-        }
-        hot = std::make_unique<llama_expert_hot>(n_expert_used, params.expert_cache_hot_interval, params.expert_cache_hot_bypass);
-    } else if (params.expert_cache_policy != LLAMA_EXPERT_CACHE_POLICY_LRU) {
+    unified(model.expert_unified.get()),
+    rates(llama_expert_rates::from(params.expert_cache_rates)),
+    rates_given(rates.copy.each > 0.0 || rates.cpu.each > 0.0),
+    n_threads(params.n_threads) {
+    if (policy < LLAMA_EXPERT_CACHE_POLICY_LRU || policy > LLAMA_EXPERT_CACHE_POLICY_HYBRID) {
         throw std::runtime_error("expert cache: unknown policy");
+    }
+    if (unified && host_computes()) {
+        throw std::runtime_error("expert cache: unified memory works with the policy lru only: the CPU cannot compute experts that are not in host memory");
+    }
+    if (policy == LLAMA_EXPERT_CACHE_POLICY_HOT) {
+        hot = std::make_unique<llama_expert_hot>(n_expert_used, params.expert_cache_hot_interval, params.expert_cache_hot_bypass);
     }
     if (!no_alloc && params.expert_cache_pinned > 0 && !params.expert_cache_pin_list) {
         throw std::runtime_error(format("expert cache: %d slots are to be pinned, but there is no pin list: name it with "
                 "--expert-cache-pin-list or EXPERT_CACHE_PIN_LIST", params.expert_cache_pinned));
     }
 
+    for (const auto & backend : backends) {
+        backend_cpu = is_cpu(ggml_backend_get_device(backend.get())) ? backend.get() : backend_cpu;
+    }
     collect(model, backends, params.ctx_type);
     order_experts(model, no_alloc ? nullptr : params.expert_cache_pin_list);
 
-    if (!no_alloc && requested != LLAMA_EXPERT_CACHE_AUTO && requested < n_expert_used) {
-        throw std::runtime_error(format("expert cache: capacity %d is below the %d experts that a token uses: choose %d to %d",
-                requested, n_expert_used, n_expert_used, n_expert));
+    const int32_t fewest = fewest_slots();
+    if (!no_alloc && requested != LLAMA_EXPERT_CACHE_AUTO && requested < fewest) {
+        throw std::runtime_error(format("expert cache: capacity %d is below the %d experts that a token uses%s: choose %d to %d",
+                requested, n_expert_used, fewest > n_expert_used ? " and the slot of zeros" : "", fewest, n_expert));
     }
-    // the fewest slots that serve a token
-    if (const auto lacks = engaged() ? allocate(n_expert_used) : nullptr; lacks) {
+    if (!no_alloc && engaged() && host_computes()) {
+        create_workers(model);
+    }
+    if (const auto lacks = engaged() ? allocate(fewest) : nullptr; lacks) {
         throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s, the fewest that serve a token: free %.1f MiB there",
-                n_expert_used, ggml_backend_buft_name(lacks), n_expert_used*slot_bytes()/1024.0/1024.0));
+                fewest, ggml_backend_buft_name(lacks), fewest*slot_bytes()/1024.0/1024.0));
     }
 
     status_json = info().json();
@@ -233,18 +254,20 @@ llama_expert_cache::~llama_expert_cache() {
     if (!counting) {
         return;
     }
-    int64_t hits   = 0;
-    int64_t misses = 0;
-    int64_t bytes  = 0;
+    int64_t hits     = 0;
+    int64_t misses   = 0;
+    int64_t computed = 0;
+    int64_t bytes    = 0;
     for (int32_t i = 0; i < n_layers(); ++i) {
         const auto stats = layer_stats(i);
-        hits   += stats.hits;
-        misses += stats.misses;
-        bytes  += stats.copied*(int64_t) stats.expert_bytes;
+        hits     += stats.hits;
+        misses   += stats.misses;
+        computed += stats.computed;
+        bytes    += stats.copied*(int64_t) stats.expert_bytes;
     }
     if (hits + misses > 0) {
         LLAMA_LOG_WARN("expert cache: %" PRId64 " hits, %" PRId64 " misses (%.1f%% hits)%s, %.1f MiB moved\n",
-            hits, misses, 100.0*hits/(hits + misses), hot ? ", which the CPU computed" : "", bytes/1024.0/1024.0);
+            hits, misses, 100.0*hits/(hits + misses), computed > 0 ? format(", the CPU computed %" PRId64, computed).c_str() : "", bytes/1024.0/1024.0);
     }
 }
 
@@ -256,10 +279,6 @@ static ggml_backend_t find_backend(const std::vector<ggml_backend_ptr> & backend
         }
     }
     return nullptr;
-}
-
-static bool is_cpu(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
 static bool dev_has_expert_cache(ggml_backend_dev_t dev) {
@@ -324,10 +343,10 @@ static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend
     return "";
 }
 
-// the same for the policy hot
-static std::string why_not_hot(const std::vector<ggml_tensor *> & exps) {
+// the same where the host computes experts
+static std::string why_not_on_host(const std::vector<ggml_tensor *> & exps) {
     if (std::any_of(exps.begin(), exps.end(), is_repacked)) {
-        return "experts are repacked for the CPU, which the policy hot does not read: load them with --no-repack";
+        return "experts are repacked for the CPU, which the policies hot and hybrid do not read: load them with --no-repack";
     }
     return "";
 }
@@ -389,8 +408,8 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         cur.backend = find_backend(backends, cur.dev);
 
         std::string why = why_not(exps, cur.dev, cur.backend, have_gpu, hot != nullptr);
-        if (why.empty() && hot) {
-            why = why_not_hot(exps);
+        if (why.empty() && host_computes()) {
+            why = why_not_on_host(exps);
         }
         if (!why.empty()) {
             reasons.insert(why);
@@ -413,6 +432,48 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
     for (const auto & why : reasons) {
         reason += (reason.empty() ? "" : "; ") + why;
     }
+}
+
+// whether a device can ask the host itself
+static bool dev_asks(ggml_backend_dev_t dev) {
+    if (!is_cpu(dev)) {
+        const ggml_init_params params = { /*.mem_size =*/ 8*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+        ggml_context_ptr ctx { ggml_init(params) };
+
+        const ggml_expert_post_address address = {};
+        ggml_tensor * x    = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 1, 1);
+        ggml_tensor * w    = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 1, 1, 1);
+        ggml_tensor * ids  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, 1, 1);
+        ggml_tensor * s    = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, GGML_EXPERT_POST_N_STATE);
+        ggml_tensor * post = ggml_expert_post(ctx.get(), x, w, ids, nullptr, s, &address, 0);
+        return dev_has_expert_cache(dev) && ggml_backend_dev_supports_op(dev, post);
+    }
+    return getenv("LLAMA_EXPERT_WORKER") != nullptr; // the CPU has no need to, but to test what asks
+}
+
+// If the CPU computes layers too, its threads would be in each other's way.
+void llama_expert_cache::create_workers(const llama_model & model) {
+    size_t n_embd = 0;
+    bool   alone  = true;
+    for (int il = il_begin; il < il_end; ++il) {
+        alone = alone && !is_cpu(model.dev_layer(il));
+    }
+    for (const auto & l : layers) {
+        for (const auto & w : l.exps) {
+            n_embd = std::max<size_t>(n_embd, std::max(w.store->ne[0], w.store->ne[1]));
+        }
+    }
+    const size_t n_tokens = std::max(hot ? hot->n_bypass : 1, n_expert/n_expert_used);
+    for (const auto & l : layers) {
+        if (workers.count(l.dev) || !(alone || is_cpu(l.dev)) || !dev_asks(l.dev)) {
+            continue;
+        }
+        auto worker = llama_expert_worker::create(l.dev, n_tokens*(n_embd + 2*n_expert_used), n_tokens*n_embd);
+        if (worker) {
+            workers[l.dev] = { std::move(worker), l.backend, nullptr };
+        }
+    }
+    computed_apart = alone && !workers.empty();
 }
 
 void llama_expert_cache::order_experts(const llama_model & model, const char * pin_list) {
@@ -447,7 +508,7 @@ void llama_expert_cache::choose_pinned(int32_t wanted) {
         n_pinned = budget(wanted).choose(wanted, n_pinned_requested).pinned;
         return;
     }
-    const int32_t most = wanted - n_expert_used;
+    const int32_t most = wanted - n_zeros(wanted) - n_expert_used;
     if (n_pinned_requested > most) {
         throw std::runtime_error(format("expert cache: %d of %d slots pinned leaves fewer than the %d that a token uses: pin at most %d",
                 n_pinned_requested, wanted, n_expert_used, most));
@@ -460,12 +521,17 @@ size_t llama_expert_cache::slot_bytes() const {
     return std::accumulate(layers.begin(), layers.end(), size_t(0), [](size_t sum, const layer & l) { return sum + l.expert_bytes(); });
 }
 
+// that serve a token
+int32_t llama_expert_cache::fewest_slots() const {
+    return n_expert_used + n_zeros(n_expert_used);
+}
+
 // steps of more tokens do not use the slots
 int32_t llama_expert_cache::batch_limit() const {
     if (hot) {
         return hot->n_bypass;
     }
-    int32_t result = (n_slots - n_pinned)/n_expert_used;
+    int32_t result = (n_slots - n_zeros(n_slots) - n_pinned)/n_expert_used;
     for (const auto & l : layers) {
         result = std::min(result, l.max_tokens);
     }
@@ -505,7 +571,7 @@ int32_t llama_expert_cache::capacity_that_fits() const {
 }
 
 bool llama_expert_cache::resize() {
-    if ((asked.empty() || !not_on_host.empty()) && engaged()) {
+    if ((asked.empty() || (hot && !not_on_host.empty())) && engaged()) {
         reason = asked.empty() ? "the model computes its experts in a way of its own" : not_on_host;
         layers.clear();
         cached.clear();
@@ -523,7 +589,7 @@ bool llama_expert_cache::resize() {
         return false;
     }
     if (no_alloc) {
-        allocate(requested == LLAMA_EXPERT_CACHE_AUTO ? n_expert_used : std::min(requested, n_expert));
+        allocate(requested == LLAMA_EXPERT_CACHE_AUTO ? fewest_slots() : std::min(requested, n_expert));
         return false;
     }
 
@@ -547,6 +613,10 @@ bool llama_expert_cache::resize() {
         load();
     }
     reset();
+    if (is_hybrid()) {
+        measure();
+        reset();
+    }
 
     status_json = info().json();
     LLAMA_LOG_WARN("%s\n", info().line().c_str()); // at the level that all tools show
@@ -573,8 +643,8 @@ static ggml_tensor * like_store(ggml_context * ctx, ggml_tensor * slots, const g
 void llama_expert_cache::allocate_what_fits(int32_t wanted) {
     while (const auto lacks = allocate(wanted)) {
         const int32_t largest = std::min(capacity_that_fits(), wanted - std::max(1, wanted/16));
-        if (requested != LLAMA_EXPERT_CACHE_AUTO || largest < n_expert_used) {
-            const std::string otherwise = largest < n_expert_used ? "" : format(", or choose a capacity of at most %d", largest);
+        if (requested != LLAMA_EXPERT_CACHE_AUTO || largest < fewest_slots()) {
+            const std::string otherwise = largest < fewest_slots() ? "" : format(", or choose a capacity of at most %d", largest);
             throw std::runtime_error(format("expert cache: cannot allocate %d slots in %s, although there was room for them a moment ago: "
                     "stop what else uses this memory%s", wanted, ggml_backend_buft_name(lacks), otherwise.c_str()));
         }
@@ -593,8 +663,8 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_map;
     const auto ctx_for_buft = [&](ggml_backend_buffer_type_t buft) {
         if (ctx_map.count(buft) == 0) {
-            // the tensors of the experts, views of them, the 5 tensors of the state, and 5 for the policy hot
-            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 10)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+            // the tensors of the experts, views of them, the 5 tensors of the state, 5 for the policy hot, one for hybrid, and one of a device
+            ggml_init_params params = { /*.mem_size =*/ (2*MAX_TENSORS + 12)*layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
             ctx_map[buft] = ggml_init(params);
             ctxs_bufs.emplace_back(ctx_map[buft], nullptr);
         }
@@ -608,19 +678,33 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
 
         for (size_t j = 0; j < l.exps.size(); ++j) {
             auto & w = l.exps[j];
-            w.cache = new_slots(ctx_for_buft(w.buft), w.store, hot && n < l.n_expert() ? n + 1 : n); // hot has one of zeros
+            w.cache = new_slots(ctx_for_buft(w.buft), w.store, n);
             w.slots = like_store(ctx_for_buft(w.buft), w.cache, w.store);
             ggml_format_name(w.cache, "%s.slots", w.store->name);
             cached[w.store] = { i, j };
         }
 
         // the state is in plain memory
-        l.state = ggml_new_expert_cache_state(ctx_for_buft(ggml_backend_dev_buffer_type(l.dev)), l.n_expert(), n);
-        if (hot) {
-            l.lookup = ggml_new_tensor_2d(ctx_for_buft(ggml_backend_dev_buffer_type(l.dev)), GGML_TYPE_I32, 1, l.n_expert());
-            l.host   = ggml_new_expert_host_state(ctx_for_buft(ggml_backend_cpu_buffer_type()), l.n_expert());
-            l.host_scales = l.has_scales() ? ggml_new_tensor_2d(ctx_for_buft(ggml_backend_cpu_buffer_type()), GGML_TYPE_F32, l.n_expert(), l.scales.size()) : nullptr;
+        const auto dev_buft = ggml_backend_dev_buffer_type(l.dev);
+        const auto cpu_buft = ggml_backend_cpu_buffer_type();
+        const int32_t zeros = host_computes() && n < l.n_expert() ? 1 : 0;
+
+        l.state = ggml_new_expert_cache_state(ctx_for_buft(dev_buft), l.n_expert(), n - zeros);
+        if (is_hybrid()) {
+            l.n_copied = ggml_new_tensor_1d(ctx_for_buft(dev_buft), GGML_TYPE_I32, n - zeros + 1);
         }
+        if (hot) {
+            l.lookup = ggml_new_tensor_2d(ctx_for_buft(dev_buft), GGML_TYPE_I32, 1, l.n_expert());
+            l.host   = ggml_new_expert_host_state(ctx_for_buft(workers.count(l.dev) ? dev_buft : cpu_buft), l.n_expert());
+            if (workers.count(l.dev)) {
+                l.host.table = l.state.table;
+            }
+        }
+        l.host_scales = host_computes() && l.has_scales() ?
+            ggml_new_tensor_2d(ctx_for_buft(cpu_buft), GGML_TYPE_F32, l.n_expert(), l.scales.size()) : nullptr;
+    }
+    for (auto & [dev, a] : workers) {
+        a.state = ggml_new_tensor_1d(ctx_for_buft(ggml_backend_dev_buffer_type(dev)), GGML_TYPE_I32, GGML_EXPERT_POST_N_STATE);
     }
 
     for (auto & [ctx, buf] : ctxs_bufs) {
@@ -642,6 +726,7 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
     if (hot) {
         hot->set_layers(hot_layers());
     }
+    ffns.resize(layers.size());
     return nullptr;
 }
 
@@ -702,11 +787,13 @@ void llama_expert_cache::reset() {
 
     for (const auto & l : layers) {
         ggml_expert_cache_state_init(&l.state, l.order.data());
+        l.set_host_scales();
         if (unified) {
             skip_pinned_fills(l.state, l.order, pinned_in(l));
         } else if (hot) {
-            l.set_host_scales();
             continue; // the slots of all layers are filled below
+        } else if (is_hybrid()) {
+            set_hybrid(l);
         }
 
         ggml_context_ptr ctx { ggml_init(params) };
@@ -725,6 +812,7 @@ void llama_expert_cache::reset() {
     if (hot) {
         hot->reset(hot_layers());
     }
+    reset_asking();
     counting = true;
 }
 
@@ -756,22 +844,59 @@ std::vector<llama_expert_hot::layer> llama_expert_cache::hot_layers() const {
     return result;
 }
 
-void llama_expert_cache::begin_step(int64_t n_tokens) {
-    if (hot && engaged()) {
-        hot->begin_step(n_tokens);
+void llama_expert_cache::set_hybrid(const layer & l) const {
+    std::vector<int32_t> all(l.n_copied->ne[0]);
+    std::iota(all.begin(), all.end(), 0);
+    const auto & n = n_copied.empty() ? all : n_copied;
+    ggml_backend_tensor_set(l.n_copied, n.data(), 0, ggml_nbytes(l.n_copied));
+
+    for (const auto & w : l.exps) {
+        if (l.has_zeros()) {
+            ggml_backend_tensor_memset(w.cache, 0, l.n_owners()*w.cache->nb[2], w.cache->nb[2]);
+        }
     }
 }
 
-llama_expert_view llama_expert_cache::hot_view(
-        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, std::initializer_list<ggml_tensor *> exps) const {
-    llama_expert_view result;
-    result.ids          = step.selected;
-    result.weight_first = step.weight_first;
+void llama_expert_cache::reset_asking() {
+    for (auto & [dev, a] : workers) {
+        a.worker->end();
+        a.worker->reset();
+        ggml_backend_tensor_memset(a.state, 0, 0, ggml_nbytes(a.state));
+    }
+}
 
-    const std::vector<ggml_tensor *> all(exps);
+void llama_expert_cache::begin_step(int64_t n_tokens, int32_t n_threads) {
+    if (!engaged()) {
+        return;
+    }
+    if (!workers.empty()) {
+        for (auto & [dev, a] : workers) { // what it asked for must be answered before the answers change
+            ggml_backend_synchronize(a.backend);
+        }
+        end_step();
+    }
+    if (hot) {
+        hot->begin_step(n_tokens);
+    }
+    for (auto & [dev, a] : workers) {
+        a.worker->begin(n_threads);
+    }
+}
+
+void llama_expert_cache::end_step() {
+    for (auto & [dev, a] : workers) {
+        a.worker->end();
+    }
+}
+
+llama_expert_ffn llama_expert_cache::host_ffn(const llama_expert_step & step, size_t i, const std::vector<ggml_tensor *> & all) const {
     enum { UP, GATE, DOWN, GATE_UP, UP_B, GATE_B, DOWN_B, GATE_UP_B, UP_S, GATE_S, DOWN_S };
     const auto either = [&all](int a, int b) { return all[a] ? all[a] : all[b]; };
-    result.host = {
+
+    llama_expert_ffn result;
+    result.weight_first = step.weight_first;
+    result.n_used       = step.selected->ne[0];
+    result.weights      = {
         /*.gate    =*/ all[GATE_UP] ? nullptr : all[GATE],
         /*.up      =*/ either(GATE_UP, UP),
         /*.down    =*/ all[DOWN],
@@ -781,23 +906,69 @@ llama_expert_view llama_expert_cache::hot_view(
         /*.scales  =*/ all[UP_S] || all[GATE_S] || all[DOWN_S] ? layers[i].host_scales : nullptr, // some models have them and do not use them
         /*.gate_up =*/ all[GATE_UP] != nullptr,
     };
-    if (step.selected->ne[1] == 0) {
-        return result;
-    }
-    if (!hot->all_resident(i)) {
-        // first of all, so that the host has it before the device begins with its own experts
-        ggml_tensor * on_host = llama_expert_hot::build_step(ctx, step.x, step.weights, step.selected);
-        result.misses = hot->build_misses(ctx, i, on_host, step.selected->ne[0]);
-        ggml_build_forward_expand(gf, result.misses);
-    }
-    result.ids = hot->build_slots(ctx, i, step.selected);
     return result;
 }
 
+// in one tensor, because the host waits for the device for each that it gets
+static ggml_tensor * build_request(ggml_context * ctx, const llama_expert_step & step, ggml_tensor * ids) {
+    ggml_tensor * w = ggml_reshape_2d(ctx, step.weights, ids->ne[0], ids->ne[1]);
+    return ggml_concat(ctx, step.x, ggml_concat(ctx, w, ggml_cast(ctx, ids, GGML_TYPE_F32), 0), 0); // exact up to 2^24
+}
+
+//   ids, state: see ggml_expert_misses and ggml_expert_post
+void llama_expert_cache::ask_host(
+        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, ggml_tensor * ids,
+        const ggml_expert_host_state * state, llama_expert_view & view) const {
+    const auto it = workers.find(layers[i].dev);
+    if (it != workers.end()) {
+        view.posted = ggml_expert_post(ctx, step.x, step.weights, ids, state, it->second.state, &it->second.worker->address(), i);
+    } else {
+        view.misses = ggml_expert_misses(ctx, build_request(ctx, step, ids), step.selected->ne[0], state);
+        ggml_build_forward_expand(gf, view.misses);
+    }
+}
+
+void llama_expert_cache::hot_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const {
+    view.ids = step.selected;
+    if (step.selected->ne[1] == 0) {
+        return;
+    }
+    if (!hot->all_resident(i)) {
+        // first of all, so that the host has it before the device begins with its own experts
+        ask_host(ctx, gf, step, i, step.selected, &layers[i].host, view);
+        ggml_build_forward_expand(gf, view.posted ? view.posted : view.misses);
+    }
+    view.ids = hot->build_slots(ctx, i, step.selected);
+}
+
+void llama_expert_cache::hybrid_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const {
+    const layer & l = layers[i];
+
+    ggml_tensor * slots = ggml_expert_resolve_split(ctx, step.selected, &l.state, pinned_in(l), l.n_copied, N_BACKGROUND);
+    view.ids = l.build_fill(ctx, slots);
+    ggml_build_forward_expand(gf, view.ids); // the fill right after the resolve: both are one kernel then
+    ask_host(ctx, gf, step, i, ggml_expert_host_ids(ctx, slots), nullptr, view);
+}
+
 ggml_tensor * llama_expert_cache::add_misses(
-        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out) {
-    ggml_build_forward_expand(gf, out);
-    return ggml_add(ctx, out, llama_expert_hot::build_ffn(ctx, view.misses, view.host, activation, view.weight_first));
+        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out) const {
+    if (view.layer < 0) {
+        return out;
+    }
+    llama_expert_ffn & ffn = ffns[view.layer];
+    ffn = view.ffn;
+    ffn.set_activation(activation);
+
+    if (view.posted) {
+        const auto & a = workers.at(layers[view.layer].dev);
+        a.worker->set_layer(view.layer, ffn);
+        return ggml_expert_collect(ctx, out, view.posted, &a.worker->address());
+    }
+    if (view.misses) {
+        ggml_build_forward_expand(gf, out); // the device is busy while the host computes
+        return ggml_add(ctx, out, ffn.build(ctx, view.misses));
+    }
+    return out;
 }
 
 llama_expert_view llama_expert_cache::view(
@@ -821,29 +992,36 @@ llama_expert_view llama_expert_cache::view(
 
     llama_expert_view result;
 
-    if (hot && step.not_on_host && not_on_host != step.not_on_host) {
+    const size_t i = l - layers.data();
+    if (host_computes() && step.not_on_host && not_on_host != step.not_on_host) {
         not_on_host = step.not_on_host;
         if (counting) {
-            LLAMA_LOG_WARN("expert cache: steps go past the slots from now on: %s\n", step.not_on_host);
+            LLAMA_LOG_WARN("expert cache: %s from now on: %s\n", hot ? "steps go past the slots" : "all misses are copied", step.not_on_host);
         }
     }
-    if (hot && !step.not_on_host && hot->serves(step.n_tokens)) {
-        result = hot_view(ctx, gf, step, l - layers.data(), exps);
+    const bool on_host = host_computes() && !step.not_on_host;
+    if (on_host) {
+        result.layer = i;
+        result.ffn   = host_ffn(step, i, exps);
+    }
+    const int32_t pinned = pinned_in(*l);
+    if (hot && on_host && hot->serves(step.n_tokens)) {
+        hot_view(ctx, gf, step, i, result);
+    } else if (!hot && ggml_nelements(selected) <= l->n_owners() - pinned && selected->ne[1] <= l->max_tokens) {
+        ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
+        if (ggml_backend_dev_supports_op(l->dev, slots)) {
+            if (on_host && l->has_zeros() && selected->ne[1] > 0) {
+                hybrid_view(ctx, gf, step, i, result);
+            } else {
+                result.ids = l->build_fill(ctx, slots);
+            }
+        }
+    }
+    if (result.ids) {
         for (const weights * w : used) {
             result.tensors.emplace_back(w->store, w->slots);
         }
         return result;
-    }
-    const int32_t pinned = pinned_in(*l);
-    if (!hot && ggml_nelements(selected) <= l->state.owner->ne[0] - pinned && selected->ne[1] <= l->max_tokens) {
-        ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
-        if (ggml_backend_dev_supports_op(l->dev, slots)) {
-            result.ids = l->build_fill(ctx, slots);
-            for (const weights * w : used) {
-                result.tensors.emplace_back(w->store, w->slots);
-            }
-            return result;
-        }
     }
     if (gathers(*l)) {
         result.ids = selected;
@@ -872,8 +1050,8 @@ llama_expert_cache_layer_stats llama_expert_cache::layer_stats(int32_t i) const 
     int64_t counters[GGML_EXPERT_CACHE_N_COUNTERS];
     ggml_backend_tensor_get(l.state.counters, counters, 0, sizeof(counters));
 
-    const int64_t misses = counters[GGML_EXPERT_CACHE_MISSES];
-    return { l.il, counters[GGML_EXPERT_CACHE_HITS], misses, misses, 0, l.expert_bytes() };
+    return { l.il, counters[GGML_EXPERT_CACHE_HITS], counters[GGML_EXPERT_CACHE_MISSES],
+             counters[GGML_EXPERT_CACHE_COPIED], counters[GGML_EXPERT_CACHE_COMPUTED], l.expert_bytes() };
 }
 
 static std::string json_string(const std::string & text) {
@@ -892,20 +1070,36 @@ std::string llama_expert_cache_info::warning() const {
 }
 
 std::string llama_expert_cache_info::miss_cost() const {
-    if (hot_interval > 0) {
+    if (policy == LLAMA_EXPERT_CACHE_POLICY_HOT || (policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID && hybrid_choice == "cpu")) {
         return format("a miss is computed by the CPU, which reads up to %.1f KiB for it", expert_bytes/1024.0);
+    }
+    if (policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID && hybrid_choice == "split") {
+        return format("of the misses of a step some are copied and some are computed by the CPU, of up to %.1f KiB each", expert_bytes/1024.0);
     }
     return format("a miss copies up to %.1f KiB from %s memory%s", expert_bytes/1024.0, store_pinned() ? "pinned" : "pageable",
             by_host ? ", and in every layer the host waits for the device because the memory could not be pinned" : "");
 }
 
-const char * llama_expert_cache_info::policy() const {
-    return hot_interval > 0 ? "hot" : "lru";
+static const char * policy_name(llama_expert_cache_policy policy) {
+    return policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID ? "hybrid" : policy == LLAMA_EXPERT_CACHE_POLICY_HOT ? "hot" : "lru";
 }
 
-std::string llama_expert_cache_info::hot_json() const {
-    return format(", \"hot_interval\": %d, \"hits\": %" PRId64 ", \"misses\": %" PRId64 ", \"copied\": %" PRId64 ", \"computed_by_cpu\": %" PRId64,
-            hot_interval, hits, misses, copied, computed);
+std::string llama_expert_cache_info::policy_json() const {
+    if (policy == LLAMA_EXPERT_CACHE_POLICY_LRU) {
+        return "";
+    }
+    return
+        format(", \"hits\": %" PRId64 ", \"misses\": %" PRId64 ", \"copied\": %" PRId64 ", \"computed_by_cpu\": %" PRId64, hits, misses, copied, computed) +
+        format(", \"experts_in_slots\": %d, \"device_asks\": %s", n_in_slots, asks ? "true" : "false") +
+        (policy == LLAMA_EXPERT_CACHE_POLICY_HOT ? format(", \"hot_interval\": %d", hot_interval) : ", \"hybrid\": " + (hybrid.empty() ? "null" : hybrid));
+}
+
+std::string llama_expert_cache_info::policy_line() const {
+    switch (policy) {
+        case LLAMA_EXPERT_CACHE_POLICY_HOT:    return format("hot, chosen again every %d tokens", hot_interval);
+        case LLAMA_EXPERT_CACHE_POLICY_HYBRID: return format("hybrid, choice %s", hybrid_choice.c_str());
+        default:                               return "lru";
+    }
 }
 
 std::string llama_expert_cache_info::json() const {
@@ -917,7 +1111,7 @@ std::string llama_expert_cache_info::json() const {
         requested == LLAMA_EXPERT_CACHE_OFF  ? "off"  :
         requested == LLAMA_EXPERT_CACHE_AUTO ? "auto" : std::to_string(requested);
     return
-        format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"%s\", ", engaged ? "true" : "false", json_string(reason).c_str(), policy()) +
+        format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"%s\", ", engaged ? "true" : "false", json_string(reason).c_str(), policy_name(policy)) +
         format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", asked.c_str(), capacity, pinned) +
         format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
         format("\"unified\": %s, \"host_bytes\": %zu, \"device_only_bytes\": %zu, ", unified ? "true" : "false", host_bytes, device_bytes) +
@@ -925,7 +1119,7 @@ std::string llama_expert_cache_info::json() const {
                 device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
         format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s",
                 store_pinned() ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str()) +
-        (hot_interval > 0 ? hot_json() : "") + "}";
+        (engaged ? policy_json() : "") + "}";
 }
 
 std::string llama_expert_cache_info::line() const {
@@ -938,7 +1132,7 @@ std::string llama_expert_cache_info::line() const {
     }
     return
         format("expert cache: engaged: %s, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
-                hot_interval > 0 ? format("hot, chosen again every %d tokens", hot_interval).c_str() : "lru", capacity, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
+                policy_line().c_str(), n_in_slots, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
         (!unified ? "" : format("unified: %.1f MiB of experts in host memory, %.1f MiB only on the device; ", host_bytes/1024.0/1024.0, device_bytes/1024.0/1024.0)) +
         format("%s; steps of up to %d tokens%s%s%s", miss_cost().c_str(), batch_limit, gathers ? ", larger ones gather their experts" : "",
                 reason.empty() ? "" : "; other layers not served: ", reason.c_str()) +
@@ -969,7 +1163,15 @@ llama_expert_cache_info llama_expert_cache::info() const {
             }
         }
     }
+    result.policy        = policy;
+    result.n_in_slots    = n_slots - n_zeros(n_slots);
     result.hot_interval  = hot ? hot->interval : 0;
+    result.asks          = !workers.empty();
+    if (!n_copied.empty()) {
+        const std::vector<int32_t> of_a_token(n_copied.begin(), n_copied.begin() + std::min<size_t>(n_copied.size(), n_expert_used + 1));
+        result.hybrid        = rates.json(of_a_token, N_BACKGROUND);
+        result.hybrid_choice = llama_expert_rates::choice(of_a_token);
+    }
 
     for (const auto & [_, size] : memory_breakdown()) {
         result.cache_bytes += size;
@@ -983,7 +1185,7 @@ llama_expert_cache_info llama_expert_cache::info() const {
     }
     result.host_bytes = unified ? unified->host_bytes() : result.store_bytes;
 
-    for (int32_t i = 0; hot && counting && i < n_layers(); ++i) {
+    for (int32_t i = 0; host_computes() && counting && i < n_layers(); ++i) {
         const auto stats = layer_stats(i);
         result.hits     += stats.hits;
         result.misses   += stats.misses;
@@ -995,8 +1197,8 @@ llama_expert_cache_info llama_expert_cache::info() const {
 }
 
 const std::string & llama_expert_cache::status() {
-    if (hot) {
-        status_json = info().json(); // its counters are in host memory
+    if (host_computes()) {
+        status_json = info().json(); // has counters
     }
     return status_json;
 }

@@ -2,7 +2,9 @@
 
 #include "llama-expert-budget.h"
 #include "llama-expert-hot.h"
+#include "llama-expert-rates.h"
 #include "llama-expert-store.h"
+#include "llama-expert-worker.h"
 #include "llama-experts.h"
 
 #include "ggml-cpp.h"
@@ -39,6 +41,7 @@ struct llama_expert_cache_info {
     std::string reason        = "off"; // why layers are not served, empty if all are
     int32_t     requested     = LLAMA_EXPERT_CACHE_OFF;
     int32_t     capacity      = 0;     // slots per layer
+    int32_t     n_in_slots    = 0;     // experts in them
     int32_t     pinned        = 0;
     int32_t     n_expert      = 0;
     int32_t     n_expert_used = 0;
@@ -54,7 +57,11 @@ struct llama_expert_cache_info {
     size_t      host_bytes    = 0;     // of experts in host memory
     size_t      device_bytes  = 0;     // of experts that are not
     bool        by_host       = false; // they cannot: the host copies, for which it waits for the device in each layer
-    int32_t     hot_interval  = 0;     // with the policy hot: tokens after which the experts are chosen again, else 0
+    llama_expert_cache_policy policy = LLAMA_EXPERT_CACHE_POLICY_LRU;
+    int32_t     hot_interval  = 0;     // with the policy hot: tokens after which the experts are chosen again
+    std::string hybrid;                // with the policy hybrid: what a miss costs, as JSON
+    std::string hybrid_choice;
+    bool        asks          = false; // the device asks the CPU itself for what it computes; else the scheduler hands it over
     int64_t     hits          = 0;
     int64_t     misses        = 0;
     int64_t     copied        = 0;
@@ -68,10 +75,10 @@ struct llama_expert_cache_info {
     // why the cache is not expected to pay off, empty if nothing speaks against it
     std::string warning() const;
 
-    const char * policy() const;
+    std::string policy_json() const; // what lru does not have
+    std::string policy_line() const;
 
     std::string json() const; // one line
-    std::string hot_json() const; // what only the policy hot has
     std::string line() const; // for people
 };
 
@@ -88,10 +95,12 @@ struct llama_expert_step {
 // where the graph of a step finds the experts of a layer
 struct llama_expert_view {
     ggml_tensor * ids    = nullptr; // index in the tensors below; null = not with the cache
-    ggml_tensor * misses = nullptr; // those that the host computes, which have to be added; null = none
+    // what the host computes has to be added; null = nothing is
+    ggml_tensor * misses = nullptr; // the scheduler hands it over
+    ggml_tensor * posted = nullptr; // the device asks for it, at the latest before the product with down
 
-    ggml_expert_host_weights host         = {};
-    bool                     weight_first = false;
+    int32_t          layer = -1; // of the cache; -1 = there is nothing for the host
+    llama_expert_ffn ffn;        // how the host computes its experts, without the activation
 
     std::vector<std::pair<const ggml_tensor *, ggml_tensor *>> tensors; // weights, biases and scales: the model's, and where they are
 
@@ -130,13 +139,17 @@ public:
     //         up, gate, down, gate_up, their biases, and the scales of up, gate and down
     llama_expert_view view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, std::initializer_list<ggml_tensor *> exps) const;
 
-    // adds what the host computes to the output of the device, which is queued before
+    // adds what the host computes to the output of the device
     //   activation: the device's input of the product with down
-    static ggml_tensor * add_misses(
-            ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out);
+    ggml_tensor * add_misses(
+            ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out) const;
 
-    // to be called before a step is computed
-    void begin_step(int64_t n_tokens);
+    // to be called before a step is computed, and when the devices are idle
+    void begin_step(int64_t n_tokens, int32_t n_threads);
+    void end_step();
+
+    // how many of n threads are left for the CPU's part of the graph: it has no more to do if the experts are computed apart
+    int32_t n_threads_left(int32_t n) const { return computed_apart ? 1 : n; }
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const;
 
@@ -167,11 +180,12 @@ private:
         int32_t max_tokens; // steps of more do not use the slots
 
         ggml_expert_cache_state state;
-        ggml_expert_host_state  host;   // with the policy hot
-        ggml_tensor           * lookup; // the same
+        ggml_expert_host_state  host;     // with the policy hot
+        ggml_tensor           * lookup;   // the same
+        ggml_tensor           * n_copied; // with the policy hybrid, see ggml_expert_resolve_split
 
         std::array<const ggml_tensor *, 3> scales; // of the products with gate, up and down; null = none
-        ggml_tensor * host_scales;                 // F32 [n_expert, 3] in host memory, with the policy hot; null = no scales
+        ggml_tensor * host_scales;                 // F32 [n_expert, 3] in host memory; null = no scales, or the host computes none
 
         int32_t n_expert()     const { return exps[0].store->ne[2]; }
         size_t  expert_bytes() const;
@@ -179,12 +193,38 @@ private:
         bool    has_scales()   const;
         void    set_host_scales() const;
 
+        int32_t n_owners()     const { return state.owner->ne[0]; }
+        int32_t n_slots()      const { return exps[0].cache->ne[2]; } // one more if a slot is for zeros
+        bool    has_zeros()    const { return n_owners() < n_slots() && n_owners() < n_expert(); }
+
         ggml_tensor * build_fill(ggml_context * ctx, ggml_tensor * slots) const;
     };
 
+    // of a device that asks the host
+    struct asking {
+        std::unique_ptr<llama_expert_worker> worker;
+        ggml_backend_t backend;
+        ggml_tensor  * state; // of the device's end
+    };
+
     const void * map(ggml_backend_dev_t dev, const ggml_tensor * t);
-    llama_expert_view hot_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, std::initializer_list<ggml_tensor *> exps) const;
+    void hot_view   (ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const;
+    void hybrid_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const;
+    void ask_host(
+            ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, ggml_tensor * ids,
+            const ggml_expert_host_state * state, llama_expert_view & view) const;
+    llama_expert_ffn host_ffn(const llama_expert_step & step, size_t i, const std::vector<ggml_tensor *> & exps) const;
     std::vector<llama_expert_hot::layer> hot_layers() const;
+
+    bool host_computes() const { return policy != LLAMA_EXPERT_CACHE_POLICY_LRU; }
+    bool is_hybrid()     const { return policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID; }
+    int32_t n_zeros(int32_t n_slots) const { return host_computes() && n_slots < n_expert ? 1 : 0; }
+
+    void create_workers(const llama_model & model);
+    void reset_asking();
+    void measure();
+    double time_copies  (const std::vector<size_t> & which, int32_t n);
+    double time_computed(const std::vector<size_t> & which, int32_t n);
 
     void collect(const llama_model & model, const std::vector<ggml_backend_ptr> & backends, llama_context_type ctx_type);
     void order_experts(const llama_model & model, const char * pin_list);
@@ -195,6 +235,8 @@ private:
     llama_expert_budget budget(int32_t capacity_max) const;
     llama_expert_cache_info info() const;
 
+    int32_t fewest_slots() const;
+    void    set_hybrid(const layer & l) const;
     int32_t capacity_that_fits() const;
     size_t  prompt_scratch(const layer & l) const;
     int32_t batch_limit() const;
@@ -202,6 +244,7 @@ private:
     bool    gathers(const layer & l) const;
     size_t  slot_bytes() const;
 
+    const llama_expert_cache_policy policy;
     const int32_t     requested; // LLAMA_EXPERT_CACHE_AUTO or the number of slots
     const int32_t     n_expert_used;
     const int32_t     n_pinned_requested; // negative = half of the slots
@@ -217,14 +260,26 @@ private:
     int32_t           n_moe    = 0; // layers with experts, served or not
     bool              counting = false; // the counters are set up
     mutable std::set<int> asked;  // layers whose experts some graph asked for
-    mutable std::string not_on_host; // why the policy hot cannot serve it, empty if it can
+    mutable std::string not_on_host; // why the host cannot compute its experts, empty if it can
     std::string       reason;       // why layers are not served
     std::string       status_json;
 
     std::vector<layer> layers;
     llama_expert_store store;
 
-    std::unique_ptr<llama_expert_hot> hot; // null with the policy lru
+    std::unique_ptr<llama_expert_hot> hot; // with this policy
+
+    // with the policy hybrid
+    llama_expert_rates   rates;
+    bool                 rates_given;
+    std::vector<int32_t> n_copied;    // see ggml_expert_resolve_split
+    int32_t              n_threads;
+    size_t               n_timed = 0; // experts that were used to measure
+
+    std::map<ggml_backend_dev_t, asking>  workers;
+    bool                                  computed_apart = false; // by workers, and nothing else is on the CPU
+    ggml_backend_t                        backend_cpu    = nullptr;
+    mutable std::vector<llama_expert_ffn> ffns;                   // by layer, once a graph asked for it
 
     struct cached_weights {
         size_t layer;  // index in layers

@@ -3,14 +3,9 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <cstring>
 
 static void set_tensor(ggml_backend_t backend, ggml_tensor * t, const std::vector<int32_t> & data) {
     ggml_backend_tensor_set_async(backend, t, data.data(), 0, data.size()*sizeof(data[0]));
-}
-
-static int32_t * table_of(const llama_expert_hot::layer & l) {
-    return (int32_t *) l.host.table->data;
 }
 
 llama_expert_hot::~llama_expert_hot() {
@@ -47,16 +42,14 @@ void llama_expert_hot::reset(std::vector<layer> new_layers) {
         l.owner.assign(l.order.begin(), l.order.begin() + l.n_slots);
         l.slots.assign(l.order.size(), l.n_slots);
 
-        std::fill_n(table_of(l), l.order.size(), -1);
+        l.n_resident = 0;
         for (int32_t s = 0; s < l.n_slots; ++s) {
-            table_of(l)[l.owner[s]] = s;
-            l.slots[l.owner[s]]     = s;
+            l.slots[l.owner[s]] = s;
         }
         ggml_backend_tensor_memset(l.host.uses,     0, 0, ggml_nbytes(l.host.uses));
         ggml_backend_tensor_memset(l.host.counters, 0, 0, ggml_nbytes(l.host.counters));
 
-        ggml_backend_tensor_set(l.table,  table_of(l),    0, ggml_nbytes(l.table));
-        ggml_backend_tensor_set(l.lookup, l.slots.data(), 0, ggml_nbytes(l.lookup));
+        upload(l);
         for (const auto & w : l.exps) {
             fill(l, w);
         }
@@ -75,12 +68,18 @@ void llama_expert_hot::fill(const layer & l, const weights & w) {
     ggml_backend_synchronize(l.backend);
 }
 
+int64_t llama_expert_hot::counter(size_t i, ggml_expert_host_counter which) const {
+    int64_t result;
+    ggml_backend_tensor_get(layers[i].host.counters, &result, which*sizeof(result), sizeof(result));
+    return result;
+}
+
 int64_t llama_expert_hot::hits(size_t i) const {
-    return ((const int64_t *) layers[i].host.counters->data)[GGML_EXPERT_HOST_HITS];
+    return counter(i, GGML_EXPERT_HOST_HITS) + layers[i].n_resident;
 }
 
 int64_t llama_expert_hot::misses(size_t i) const {
-    return ((const int64_t *) layers[i].host.counters->data)[GGML_EXPERT_HOST_MISSES];
+    return counter(i, GGML_EXPERT_HOST_MISSES);
 }
 
 //
@@ -92,8 +91,8 @@ void llama_expert_hot::begin_step(int64_t n_tokens) {
         return;
     }
     for (auto & l : layers) {
-        if (l.resident()) { // nothing of it is on the host that could count
-            ((int64_t *) l.host.counters->data)[GGML_EXPERT_HOST_HITS] += n_tokens*n_used;
+        if (l.resident()) { // nothing in its graph counts
+            l.n_resident += n_tokens*n_used;
         }
     }
     finish_copies();
@@ -117,9 +116,8 @@ void llama_expert_hot::finish_copies() {
     }
     for (const auto & change : under_way) {
         auto & l = layers[change.layer];
-        l.owner[change.slot]       = change.expert;
-        l.slots[change.expert]     = change.slot;
-        table_of(l)[change.expert] = change.slot;
+        l.owner[change.slot]   = change.expert;
+        l.slots[change.expert] = change.slot;
     }
     upload(under_way);
     under_way.clear();
@@ -137,20 +135,21 @@ void llama_expert_hot::choose() {
 void llama_expert_hot::choose(size_t i) {
     auto & l = layers[i];
 
-    const auto * uses = (const int32_t *) l.host.uses->data;
-    std::stable_sort(l.order.begin() + l.n_pinned, l.order.end(), [uses](int32_t a, int32_t b) { return uses[a] > uses[b]; });
+    std::vector<int32_t> uses(l.order.size());
+    ggml_backend_tensor_get(l.host.uses, uses.data(), 0, ggml_nbytes(l.host.uses));
+    std::stable_sort(l.order.begin() + l.n_pinned, l.order.end(), [&uses](int32_t a, int32_t b) { return uses[a] > uses[b]; });
     ggml_backend_tensor_memset(l.host.uses, 0, 0, ggml_nbytes(l.host.uses));
 
     // the most used of the new ones takes the place of the least used of the old ones
     auto leaving = l.order.rbegin();
     for (int32_t place = 0; place < l.n_slots; ++place) {
-        if (table_of(l)[l.order[place]] >= 0) {
+        if (l.has_slot(l.order[place])) {
             continue;
         }
-        while (table_of(l)[*leaving] < 0) {
+        while (!l.has_slot(*leaving)) {
             ++leaving;
         }
-        chosen.push_back({ i, l.order[place], table_of(l)[*leaving] });
+        chosen.push_back({ i, l.order[place], l.slots[*leaving] });
         ++leaving;
     }
 }
@@ -170,7 +169,6 @@ void llama_expert_hot::start_copies(int64_t n_tokens) {
         const int32_t leaving = l.owner[change.slot];
         l.owner[change.slot]  = -1;
         l.slots[leaving]      = l.n_slots;
-        table_of(l)[leaving]  = -1;
         n_copies[change.layer]++;
     }
     upload(under_way);
@@ -223,9 +221,19 @@ void llama_expert_hot::upload(const std::vector<change> & changes) {
         if (i > 0 && changes[i].layer == changes[i - 1].layer) {
             continue;
         }
-        const auto & l = layers[changes[i].layer];
-        ggml_backend_tensor_set_async(l.backend, l.table, table_of(l), 0, ggml_nbytes(l.table));
-        set_tensor(l.backend, l.lookup, l.slots);
+        upload(layers[changes[i].layer]);
+    }
+}
+
+// the host's table is on the device too if the device asks through a mailbox
+void llama_expert_hot::upload(layer & l) {
+    l.placed = l.slots;
+    std::replace(l.placed.begin(), l.placed.end(), l.n_slots, -1);
+
+    set_tensor(l.backend, l.table,  l.placed);
+    set_tensor(l.backend, l.lookup, l.slots);
+    if (l.host.table != l.table) {
+        ggml_backend_tensor_set(l.host.table, l.placed.data(), 0, ggml_nbytes(l.host.table));
     }
 }
 
@@ -237,65 +245,4 @@ ggml_tensor * llama_expert_hot::build_slots(ggml_context * ctx, size_t i, ggml_t
     ggml_tensor * ids   = ggml_is_contiguous(selected) ? selected : ggml_cont(ctx, selected);
     ggml_tensor * slots = ggml_get_rows(ctx, layers[i].lookup, ggml_reshape_1d(ctx, ids, ggml_nelements(ids)));
     return ggml_reshape_2d(ctx, slots, selected->ne[0], selected->ne[1]);
-}
-
-// one tensor, because the host waits for the device for each that it gets
-ggml_tensor * llama_expert_hot::build_step(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weights, ggml_tensor * selected) {
-    ggml_tensor * w   = ggml_reshape_2d(ctx, weights, selected->ne[0], selected->ne[1]);
-    ggml_tensor * ids = ggml_cast(ctx, selected, GGML_TYPE_F32); // exact up to 2^24
-    return ggml_concat(ctx, x, ggml_concat(ctx, w, ids, 0), 0);
-}
-
-ggml_tensor * llama_expert_hot::build_misses(ggml_context * ctx, size_t i, ggml_tensor * step, int32_t n_used_layer) const {
-    return ggml_expert_misses(ctx, step, n_used_layer, &layers[i].host);
-}
-
-static float op_param(const ggml_tensor * t, int i) {
-    float result;
-    memcpy(&result, t->op_params + i, sizeof(result));
-    return result;
-}
-
-// what the device does between gate and up, and down
-static ggml_expert_act find_act(const ggml_tensor * activation, float params[2]) {
-    switch (activation->op) {
-        case GGML_OP_GLU:
-            params[0] = op_param(activation, 2);
-            params[1] = op_param(activation, 3);
-            switch (ggml_get_glu_op(activation)) {
-                case GGML_GLU_OP_SWIGLU:       return GGML_EXPERT_ACT_SILU;
-                case GGML_GLU_OP_GEGLU:        return GGML_EXPERT_ACT_GELU;
-                case GGML_GLU_OP_REGLU:        return GGML_EXPERT_ACT_RELU;
-                case GGML_GLU_OP_SWIGLU_OAI:   return GGML_EXPERT_ACT_SWIGLU_OAI;
-                case GGML_GLU_OP_SWIGLU_CLAMP: return GGML_EXPERT_ACT_SILU_CLAMP;
-                default:                       break;
-            }
-            break;
-        case GGML_OP_UNARY:
-            switch (ggml_get_unary_op(activation)) {
-                case GGML_UNARY_OP_SILU: return GGML_EXPERT_ACT_SILU;
-                case GGML_UNARY_OP_GELU: return GGML_EXPERT_ACT_GELU;
-                case GGML_UNARY_OP_RELU: return GGML_EXPERT_ACT_RELU;
-                default:                 break;
-            }
-            break;
-        case GGML_OP_SQR:
-            return GGML_EXPERT_ACT_RELU_SQR;
-        case GGML_OP_MUL: // clamp(silu(gate), -inf, limit)*clamp(up, -limit, limit)
-            params[1] = op_param(activation->src[1], 1);
-            return GGML_EXPERT_ACT_CLAMP_SILU;
-        default:
-            break;
-    }
-    GGML_ABORT("the host does not know the activation %s", activation->name);
-}
-
-ggml_tensor * llama_expert_hot::build_ffn(
-        ggml_context * ctx, ggml_tensor * misses, const ggml_expert_host_weights & weights, const ggml_tensor * activation, bool weight_first) {
-    float params[2] = { 0.0f, 0.0f };
-    const ggml_expert_act act = find_act(activation, params);
-
-    ggml_tensor * step = misses->src[0];
-    const int32_t n_used_layer = (misses->ne[1] - 1)/step->ne[1];
-    return ggml_expert_ffn(ctx, step, misses, n_used_layer, &weights, act, params, weight_first);
 }

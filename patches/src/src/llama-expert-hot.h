@@ -25,16 +25,19 @@ public:
         ggml_backend_t         backend; // of the device
         ggml_tensor          * table;   // I32 [n_expert] on the device: slot of each expert, -1 = none
         ggml_tensor          * lookup;  // I32 [1, n_expert] on the device: the same, with the slot of zeros for none
-        ggml_expert_host_state host;
+        ggml_expert_host_state host;    // where the experts are counted; its table may be the one above
         std::vector<weights>   exps;
         int32_t                n_slots;
         int32_t                n_pinned;
         std::vector<int32_t>   order;   // experts in the order in which they get slots; the first n_pinned keep theirs
 
         std::vector<int32_t> owner; // expert in each slot, -1 = it is being copied
-        std::vector<int32_t> slots; // what lookup has
+        std::vector<int32_t> slots;  // what lookup has
+        std::vector<int32_t> placed; // what the tables have
+        int64_t n_resident = 0;     // uses of its experts while all are in slots
 
         bool resident() const { return n_slots == (int32_t) order.size(); }
+        bool has_slot(int32_t expert) const { return slots[expert] < n_slots; }
     };
 
     // n_used:   experts that a token selects, at most
@@ -58,16 +61,6 @@ public:
 
     // graph of layer i: slots I32 [n_used, n_tokens] of the selected experts
     ggml_tensor * build_slots(ggml_context * ctx, size_t i, ggml_tensor * selected) const;
-
-    // what the host needs of a step, see ggml_expert_misses
-    //   x: F32 [n_embd, n_tokens], weights: F32 [1, n_used, n_tokens]
-    static ggml_tensor * build_step(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weights, ggml_tensor * selected);
-
-    ggml_tensor * build_misses(ggml_context * ctx, size_t i, ggml_tensor * step, int32_t n_used_layer) const;
-
-    // the host's part of the output; activation: the device's input of the product with down
-    static ggml_tensor * build_ffn(
-            ggml_context * ctx, ggml_tensor * misses, const ggml_expert_host_weights & weights, const ggml_tensor * activation, bool weight_first);
 
     bool all_resident(size_t i) const { return layers[i].resident(); }
 
@@ -102,6 +95,9 @@ private:
     void start_copies(int64_t n_tokens);
     void start_copies(ggml_backend_t backend, const std::vector<change> & changes);
     void upload(const std::vector<change> & changes);
+    static void upload(layer & l);
+
+    int64_t counter(size_t i, ggml_expert_host_counter which) const;
 
     copier & copier_of(ggml_backend_t backend);
 

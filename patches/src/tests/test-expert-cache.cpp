@@ -3,6 +3,8 @@
 //
 //   init N_EXPERT C P e0 ... e{P-1}   new state, the P experts pinned           -> ok
 //   step T K id ...                   T*K ids of T tokens                       -> slots ... fills n e:s ... hits H misses M
+//   split T K B c0 ... c{T*K} id ...  the same, of i misses c{i} are copied at once, B of the others in the background
+//                                     -> slots ... host ... fills n e:s ... hits H misses M copied X computed Y
 //   gather T K id ...                 T*K ids of T tokens, any number                       -> ok
 //   table                             expert in each slot                       -> table ...
 //
@@ -52,7 +54,8 @@ public:
         }
     }
 
-    std::string step(int64_t n_tokens, int64_t n_used, const std::vector<int32_t> & ids) {
+    // n_copied: see ggml_expert_resolve_split; empty = all misses are copied
+    std::string step(int64_t n_tokens, int64_t n_used, const std::vector<int32_t> & ids, const std::vector<int32_t> & n_copied, int32_t n_background) {
         if (n_tokens*n_used > n_slots - n_pinned) {
             throw std::invalid_argument("too many experts for one step");
         }
@@ -63,7 +66,12 @@ public:
         ggml_tensor * selected = ggml_view_2d(graph_ctx.get(), wide, n_used, n_tokens, wide->nb[1], 0);
         ggml_set_input(wide);
 
-        ggml_tensor * slots  = ggml_expert_resolve(graph_ctx.get(), selected, &state, n_pinned);
+        ggml_tensor * split = ggml_new_tensor_1d(graph_ctx.get(), GGML_TYPE_I32, std::max<size_t>(1, n_copied.size()));
+        ggml_set_input(split);
+
+        ggml_tensor * slots = n_copied.empty() ?
+            ggml_expert_resolve(graph_ctx.get(), selected, &state, n_pinned) :
+            ggml_expert_resolve_split(graph_ctx.get(), selected, &state, n_pinned, split, n_background);
         ggml_tensor * filled = fill(graph_ctx.get(), slots);
         ggml_set_output(slots);
 
@@ -75,13 +83,22 @@ public:
         for (int64_t t = 0; t < n_tokens; ++t) {
             ggml_backend_tensor_set(wide, ids.data() + t*n_used, t*wide->nb[1], n_used*sizeof(int32_t));
         }
+        if (!n_copied.empty()) {
+            ggml_backend_tensor_set(split, n_copied.data(), 0, ggml_nbytes(split));
+        }
         compute(gf);
 
         const auto result = read<int32_t>(slots);
         for (size_t i = 0; i < ids.size(); ++i) {
-            check_slot(result[i], ids[i]);
+            if (result[i] < n_slots) {
+                check_slot(result[i], ids[i]);
+            }
         }
-        return describe(result);
+        const auto fills = read<int32_t>(state.fills);
+        for (int32_t i = 1; i <= fills[0]; ++i) {
+            check_slot(fills[2*i + 1], fills[2*i]);
+        }
+        return describe(result, ids.size());
     }
 
     std::string gather(int64_t n_tokens, int64_t n_used, const std::vector<int32_t> & ids) {
@@ -228,20 +245,24 @@ private:
         }
     }
 
-    std::string describe(const std::vector<int32_t> & slots) const {
+    // the slots, then what the host computes of a split step
+    std::string describe(const std::vector<int32_t> & slots, size_t n_ids) const {
         const auto fills    = read<int32_t>(state.fills);
         const auto counters = read<int64_t>(state.counters);
 
         std::ostringstream os;
         os << "slots";
-        for (const int32_t s : slots) {
-            os << " " << s;
+        for (size_t i = 0; i < slots.size(); ++i) {
+            os << (i == n_ids ? " host " : " ") << slots[i];
         }
         os << " fills " << fills[0];
         for (int32_t i = 1; i <= fills[0]; ++i) {
             os << " " << fills[2*i] << ":" << fills[2*i + 1];
         }
         os << " hits " << counters[GGML_EXPERT_CACHE_HITS] << " misses " << counters[GGML_EXPERT_CACHE_MISSES];
+        if (slots.size() > n_ids) {
+            os << " copied " << counters[GGML_EXPERT_CACHE_COPIED] << " computed " << counters[GGML_EXPERT_CACHE_COMPUTED];
+        }
         return os.str();
     }
 
@@ -302,7 +323,21 @@ public:
             int64_t n_tokens = 0;
             int64_t n_used   = 0;
             is >> n_tokens >> n_used;
-            return test->step(n_tokens, n_used, read_ids(is, n_tokens*n_used, n_expert));
+            return test->step(n_tokens, n_used, read_ids(is, n_tokens*n_used, n_expert), {}, 0);
+        }
+        if (command == "split") {
+            int64_t n_tokens     = 0;
+            int64_t n_used       = 0;
+            int32_t n_background = -1;
+            is >> n_tokens >> n_used >> n_background;
+            std::vector<int32_t> n_copied(std::max<int64_t>(0, n_tokens*n_used) + 1, -1);
+            for (size_t i = 0; i < n_copied.size(); ++i) {
+                is >> n_copied[i];
+                if (n_copied[i] < 0 || n_copied[i] > (int64_t) i || n_background < 0) {
+                    throw std::invalid_argument("expected a split of the misses");
+                }
+            }
+            return test->step(n_tokens, n_used, read_ids(is, n_tokens*n_used, n_expert), n_copied, n_background);
         }
         if (command == "gather") {
             int64_t n_tokens = 0;

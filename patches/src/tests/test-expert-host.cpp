@@ -1,17 +1,24 @@
 // Checks GGML_OP_EXPERT_MISSES and GGML_OP_EXPERT_FFN on the CPU against sums in double precision, for every type of
-// weights, activation and arrangement. Prints a line for each type; exits with 1 if a result is off.
+// weights, activation and arrangement; then GGML_OP_EXPERT_POST and GGML_OP_EXPERT_COLLECT on a back end, with a thread that
+// answers. Prints a line for each type and one for the mailbox; exits with 1 if a result is off.
+//
+//   --backend NAME   the mailbox of this back end only
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
+#include "ggml-expert-cache.h"
 #include "ggml-expert-host.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -281,9 +288,194 @@ bool check(ggml_backend_t backend, const arrangement & a, ggml_type type, ggml_t
     return false;
 }
 
+//
+// mailbox
+//
+
+// Answers requests with the sum of weight*(id + 1) over the selections without a slot, in each element of a token's row.
+class answering {
+public:
+    explicit answering(const ggml_expert_post_address & host) : host(host), thread([this]() { run(); }) {}
+
+    ~answering() {
+        done = true;
+        thread.join();
+    }
+
+    std::vector<int32_t> layers; // of the requests; to be read when the device is idle
+
+private:
+    static std::atomic<uint32_t> & number(uint32_t & x) { return reinterpret_cast<std::atomic<uint32_t> &>(x); }
+
+    void run() {
+        while (!done) {
+            const uint32_t posted = number(host.mailbox->posted).load(std::memory_order_acquire);
+            if (posted == host.mailbox->answered) {
+                std::this_thread::yield();
+                continue;
+            }
+            layers.push_back(host.mailbox->layer);
+            for (int32_t t = 0; t < host.mailbox->n_tokens; ++t) {
+                answer(host.request + t*(N_EMBD + 2*N_USED), host.answer + t*N_EMBD);
+            }
+            number(host.mailbox->answered).store(posted, std::memory_order_release);
+        }
+    }
+
+    static void answer(const float * row, float * out) {
+        for (int64_t i = 0; i < N_EMBD; ++i) {
+            out[i] = row[i];
+            for (int64_t k = 0; k < N_USED; ++k) {
+                const float id = row[N_EMBD + N_USED + k];
+                out[i] += id >= 0.0f ? row[N_EMBD + k]*(id + 1.0f) : 0.0f;
+            }
+        }
+    }
+
+    ggml_expert_post_address host;
+    std::atomic<bool>        done = false;
+    std::thread              thread;
+};
+
+// memory of a mailbox that the device of a back end can write
+struct mailbox_memory {
+    ggml_backend_buffer_ptr  buffer;
+    ggml_expert_post_address host;
+    ggml_expert_post_address device;
+
+    mailbox_memory(ggml_backend_t backend, int64_t n_tokens) {
+        ggml_backend_dev_t dev     = ggml_backend_get_device(backend);
+        const size_t       header  = sizeof(ggml_expert_mailbox)/sizeof(float);
+        const size_t       request = n_tokens*(N_EMBD + 2*N_USED);
+        const auto         buft    = ggml_backend_dev_host_buffer_type(dev) ? ggml_backend_dev_host_buffer_type(dev) : ggml_backend_cpu_buffer_type();
+        buffer.reset(ggml_backend_buft_alloc_buffer(buft, (header + request + n_tokens*N_EMBD)*sizeof(float)));
+
+        void * base = ggml_backend_buffer_get_base(buffer.get());
+        memset(base, 0, ggml_backend_buffer_get_size(buffer.get()));
+        const auto map = (ggml_backend_expert_store_map_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_store_map");
+        void * mapped = map ? map(base, ggml_backend_buffer_get_size(buffer.get())) : base;
+
+        for (auto & [address, begin] : { std::make_pair(&host, (float *) base), std::make_pair(&device, (float *) mapped) }) {
+            *address = { (ggml_expert_mailbox *) begin, begin + header, begin + header + request };
+        }
+    }
+};
+
+// two layers in one graph, several times: with a table that counts, or with ids that tell
+bool check_mailbox(ggml_backend_t backend, bool with_table, int64_t n_tokens, int32_t n_slots) {
+    constexpr int n_layers = 2;
+    constexpr int n_rounds = 3;
+
+    const mailbox_memory memory(backend, n_tokens);
+    answering            thread(memory.host);
+
+    ggml_context_ptr ctx { ggml_init({ 64*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true }) };
+    ggml_tensor * x     = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, N_EMBD, n_tokens);
+    ggml_tensor * w     = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 1, N_USED, n_tokens);
+    ggml_tensor * wide  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, N_USED + 2, n_tokens); // as in the router's top-k
+    ggml_tensor * ids   = ggml_view_2d(ctx.get(), wide, N_USED, n_tokens, wide->nb[1], 0);
+    ggml_tensor * state = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, GGML_EXPERT_POST_N_STATE);
+    ggml_tensor * out   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, N_EMBD, n_tokens);
+    const auto    host  = ggml_new_expert_host_state(ctx.get(), N_EXPERT);
+
+    ggml_cgraph * gf   = ggml_new_graph(ctx.get());
+    ggml_tensor * last = out;
+    for (int il = 0; il < n_layers; ++il) {
+        ggml_tensor * posted = ggml_expert_post(ctx.get(), x, w, ids, with_table ? &host : nullptr, state, &memory.device, 7 + il);
+        ggml_build_forward_expand(gf, posted);
+        last = ggml_expert_collect(ctx.get(), last, posted, &memory.device);
+        ggml_build_forward_expand(gf, last);
+    }
+    ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(ctx.get(), backend) };
+
+    std::vector<int32_t> table(N_EXPERT, -1);
+    for (int32_t s = 0; s < n_slots; ++s) {
+        table[(3*s + 1)%N_EXPERT] = s;
+    }
+    std::normal_distribution<float> normal;
+    std::vector<float>   xs(N_EMBD*n_tokens);
+    std::vector<float>   ws(N_USED*n_tokens);
+    std::vector<int32_t> selected((N_USED + 2)*n_tokens);
+    std::generate(xs.begin(), xs.end(), [&]() { return normal(rng); });
+    std::generate(ws.begin(), ws.end(), [&]() { return normal(rng); });
+    std::vector<float> expected(xs.size(), 0.0f);
+    int64_t n_misses = 0;
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        float sum = 0.0f;
+        for (int64_t k = 0; k < N_USED; ++k) {
+            const int32_t e = (t + 2*k)%N_EXPERT;
+            selected[t*(N_USED + 2) + k] = with_table || table[e] < 0 ? e : -1 - e;
+            n_misses += table[e] < 0;
+            sum      += table[e] < 0 ? ws[t*N_USED + k]*(e + 1.0f) : 0.0f;
+        }
+        for (int64_t i = 0; i < N_EMBD; ++i) {
+            expected[t*N_EMBD + i] = n_layers*(xs[t*N_EMBD + i] + sum);
+        }
+    }
+    if (n_misses == 0) {
+        std::fill(expected.begin(), expected.end(), 0.0f);
+    }
+    ggml_backend_tensor_set(x,          xs.data(),       0, ggml_nbytes(x));
+    ggml_backend_tensor_set(w,          ws.data(),       0, ggml_nbytes(w));
+    ggml_backend_tensor_set(wide,       selected.data(), 0, ggml_nbytes(wide));
+    ggml_backend_tensor_set(host.table, table.data(),    0, ggml_nbytes(host.table));
+    for (ggml_tensor * t : { state, host.uses, host.counters }) {
+        ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
+    }
+
+    bool ok = true;
+    for (int r = 0; r < n_rounds; ++r) {
+        ggml_backend_tensor_memset(out, 0, 0, ggml_nbytes(out));
+        GGML_ASSERT(ggml_backend_graph_compute(backend, gf) == GGML_STATUS_SUCCESS);
+
+        std::vector<float> result(expected.size());
+        ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
+        for (size_t i = 0; i < result.size(); ++i) {
+            ok = ok && std::abs(result[i] - expected[i]) < 1e-4f;
+        }
+    }
+    int64_t counters[GGML_EXPERT_HOST_N_COUNTERS];
+    ggml_backend_tensor_get(host.counters, counters, 0, sizeof(counters));
+    std::vector<int32_t> uses(N_EXPERT);
+    ggml_backend_tensor_get(host.uses, uses.data(), 0, ggml_nbytes(host.uses));
+    const int64_t n_counted = with_table ? n_rounds*n_layers : 0;
+    ok = ok && counters[GGML_EXPERT_HOST_MISSES] == n_counted*n_misses && counters[GGML_EXPERT_HOST_HITS] == n_counted*(N_USED*n_tokens - n_misses);
+    ok = ok && std::accumulate(uses.begin(), uses.end(), int64_t(0)) == n_counted*N_USED*n_tokens;
+    ok = ok && thread.layers.size() == (n_misses > 0 ? n_rounds*n_layers : 0);
+    for (size_t i = 0; i < thread.layers.size(); ++i) {
+        ok = ok && thread.layers[i] == 7 + (int32_t) i%n_layers;
+    }
+    if (!ok) {
+        printf("mailbox, %s, %d tokens, %d slots: failed\n", with_table ? "with a table" : "with ids that tell", (int) n_tokens, n_slots);
+    }
+    return ok;
+}
+
+int check_mailboxes(ggml_backend_t backend) {
+    int n_failed = 0;
+    for (const bool with_table : { false, true }) {
+        for (const int64_t n_tokens : { 1, 5, 32 }) {
+            for (const int32_t n_slots : { 0, 2, (int32_t) N_EXPERT }) {
+                n_failed += !check_mailbox(backend, with_table, n_tokens, n_slots);
+            }
+        }
+    }
+    printf("mailbox of %s: %s\n", ggml_backend_name(backend), n_failed == 0 ? "ok" : "failed");
+    return n_failed;
+}
+
 } // namespace
 
-int main() {
+int main(int argc, char ** argv) {
+    if (argc == 3 && std::string(argv[1]) == "--backend") {
+        ggml_backend_load_all();
+        ggml_backend_ptr backend { ggml_backend_init_by_name(argv[2], nullptr) };
+        if (!backend) {
+            fprintf(stderr, "error: there is no back end '%s'\n", argv[2]);
+            return 1;
+        }
+        return check_mailboxes(backend.get()) == 0 ? 0 : 1;
+    }
     ggml_backend_ptr backend { ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
 
     const ggml_type types[] = {
@@ -305,5 +497,6 @@ int main() {
         printf("%s: %s\n", ggml_type_name(type), n_failed_type == 0 ? "ok" : "failed");
         n_failed += n_failed_type;
     }
+    n_failed += check_mailboxes(backend.get());
     return n_failed == 0 ? 0 : 1;
 }

@@ -30,7 +30,11 @@ struct ggml_expert_cache_state {
 enum ggml_expert_cache_counter {
     GGML_EXPERT_CACHE_CLOCK,  // accesses since the state was set up, the time for the stamps
     GGML_EXPERT_CACHE_HITS,   // accesses to resident experts
-    GGML_EXPERT_CACHE_MISSES, // accesses that put an expert on the fill list
+    GGML_EXPERT_CACHE_MISSES, // accesses to experts that were not resident
+
+    // of the misses of ggml_expert_resolve_split
+    GGML_EXPERT_CACHE_COPIED,   // put on the fill list
+    GGML_EXPERT_CACHE_COMPUTED, // left to the host
 
     // for a back end that reads slots while others are filled
     GGML_EXPERT_CACHE_TO_FILL,
@@ -67,15 +71,35 @@ GGML_API struct ggml_tensor * ggml_expert_resolve(
         const struct ggml_expert_cache_state * state,
         int32_t                                n_pinned);
 
+// the same, but leaves some of the misses to the host, see ggml-expert-host.h
+//
+//   n_copied:     I32 [> n_used*n_tokens] for a step with i misses, n_copied[i] of them get a slot like with
+//                 ggml_expert_resolve, those accessed first; the host computes the others
+//   n_background: of these at most so many, again the first, get a slot too, but for the steps to come: the products of
+//                 this step do not use it, nor wait for it
+//   result:       I32 [n_used, 2*n_tokens] slots, n_slots for an expert that the host computes: the experts in that slot
+//                 have to be zeros. In the second half for each access the expert that the host computes, or -1 - id of
+//                 one that it does not: ggml_expert_host_ids
+GGML_API struct ggml_tensor * ggml_expert_resolve_split(
+        struct ggml_context                  * ctx,
+        struct ggml_tensor                   * ids,
+        const struct ggml_expert_cache_state * state,
+        int32_t                                n_pinned,
+        struct ggml_tensor                   * n_copied,
+        int32_t                                n_background);
+
+// second half of the result of ggml_expert_resolve_split, I32 [n_used, n_tokens]
+GGML_API struct ggml_tensor * ggml_expert_host_ids(struct ggml_context * ctx, struct ggml_tensor * resolved);
+
 // copies the experts on the fill list from the store into their slots
 //
-//   slots:   result of ggml_expert_resolve
+//   slots:   result of ggml_expert_resolve or ggml_expert_resolve_split
 //   cache:   n_weights tensors [.., .., >= n_slots], which the operation writes
 //   store:   n_weights addresses of tensors [.., .., n_expert] with the layout of cache. They are no sources of the
 //            operation: the scheduler would copy all experts to the device.
 //   mapped:  the device can read the addresses itself, see ggml_backend_expert_store_map_t. If not, the host copies, which
 //            it can do only after it has waited for the device to say what.
-//   result:  view of slots, to be used as the ids of ggml_mul_mat_id with the cached weights
+//   result:  view of the slots, to be used as the ids of ggml_mul_mat_id with the cached weights
 GGML_API struct ggml_tensor * ggml_expert_fill(
         struct ggml_context                  * ctx,
         struct ggml_tensor                   * slots,

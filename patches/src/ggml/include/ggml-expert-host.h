@@ -60,6 +60,7 @@ GGML_API struct ggml_expert_host_state ggml_new_expert_host_state(struct ggml_co
 // lists the selections whose expert has no slot, and counts all
 //
 //   step:   F32 [n_embd + 2*n_used, n_tokens] input of the experts, weights of the selected ones, their ids as numbers
+//   state:  NULL if the ids tell already, and are counted elsewhere: -1 - id for an expert with a slot
 //   result: I32 [2, n_used*n_tokens + 1] (count, 0), then (expert, token*n_used + k) for each; ascending
 GGML_API struct ggml_tensor * ggml_expert_misses(
         struct ggml_context                 * ctx,
@@ -82,6 +83,66 @@ GGML_API struct ggml_tensor * ggml_expert_ffn(
         enum ggml_expert_act                    act,
         const float                             params[2],
         bool                                    weight_first);
+
+// Without the scheduler between device and host: the device puts what the host needs into a mailbox in host memory, where a
+// thread looks for it, and later waits for the answer in the same place. All of it can be in one CUDA graph.
+//
+// Requests and answers alternate. The memory is that of the mailbox, then the request, which is the step of
+// ggml_expert_misses without a state, then the answer, which is the result of ggml_expert_ffn.
+struct ggml_expert_mailbox {
+    uint32_t posted; // number of the last request
+    int32_t  layer;
+    int32_t  n_tokens;
+    uint32_t unused_device[13];
+
+    uint32_t answered; // number of the last answer
+    uint32_t unused_host[15];
+};
+
+// state of the device's end, I32
+enum ggml_expert_post_state {
+    GGML_EXPERT_POST_NUMBER, // of the last request
+    GGML_EXPERT_POST_WAITS,  // whether the last GGML_OP_EXPERT_POST asked for something
+
+    GGML_EXPERT_POST_N_STATE,
+};
+
+// where the device finds the memory of a mailbox
+struct ggml_expert_post_address {
+    struct ggml_expert_mailbox * mailbox;
+    float                      * request;
+    float                      * answer;
+};
+
+// asks the host for the selected experts without a slot, if there are any
+//
+//   x:        F32 [n_embd, n_tokens] input of the experts
+//   weights:  F32 [1, n_used, n_tokens]
+//   ids:      I32 [n_used, n_tokens] selected experts; without a table those of ggml_expert_host_ids
+//   host:     on the device, which counts; NULL if the ids tell already what has a slot
+//   state:    I32 [GGML_EXPERT_POST_N_STATE]
+//   layer:    what the request says
+//   result:   view of state
+GGML_API struct ggml_tensor * ggml_expert_post(
+        struct ggml_context                   * ctx,
+        struct ggml_tensor                    * x,
+        struct ggml_tensor                    * weights,
+        struct ggml_tensor                    * ids,
+        const struct ggml_expert_host_state   * host,
+        struct ggml_tensor                    * state,
+        const struct ggml_expert_post_address * address,
+        int32_t                                 layer);
+
+// adds the answer to out, if something was asked for
+//
+//   out:    F32 [n_embd_out, n_tokens]
+//   posted: result of ggml_expert_post
+//   result: view of out
+GGML_API struct ggml_tensor * ggml_expert_collect(
+        struct ggml_context                   * ctx,
+        struct ggml_tensor                    * out,
+        struct ggml_tensor                    * posted,
+        const struct ggml_expert_post_address * address);
 
 #ifdef  __cplusplus
 }

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-// GGML_OP_EXPERT_RESOLVE: src = ids, table, owner, stamp, fills, counters; op_params = n_pinned
+// GGML_OP_EXPERT_RESOLVE: src = ids, table, owner, stamp, fills, counters, n_copied or NULL; op_params = n_pinned, n_background
 static inline struct ggml_expert_cache_state ggml_expert_resolve_state(const struct ggml_tensor * op) {
     struct ggml_expert_cache_state state = {
         /*.table    =*/ op->src[1],
@@ -21,6 +21,15 @@ static inline struct ggml_expert_cache_state ggml_expert_resolve_state(const str
 
 static inline int32_t ggml_expert_resolve_n_pinned(const struct ggml_tensor * op) {
     return ggml_get_op_params_i32(op, 0);
+}
+
+// NULL if all misses are copied
+static inline const struct ggml_tensor * ggml_expert_resolve_n_copied(const struct ggml_tensor * op) {
+    return op->src[6];
+}
+
+static inline int32_t ggml_expert_resolve_n_background(const struct ggml_tensor * op) {
+    return ggml_get_op_params_i32(op, 1);
 }
 
 // GGML_OP_EXPERT_FILL: src = slots, fills, cache[0], ... ; op_params = store[0], ..., mapped

@@ -52,14 +52,14 @@ void ggml_expert_cache_state_init(const ggml_expert_cache_state * state, const i
     expert_cache_set(state->counters, std::vector<int64_t>(GGML_EXPERT_CACHE_N_COUNTERS, 0));
 }
 
-ggml_tensor * ggml_expert_resolve(ggml_context * ctx, ggml_tensor * ids, const ggml_expert_cache_state * state, int32_t n_pinned) {
+static ggml_tensor * new_resolve(ggml_context * ctx, ggml_tensor * ids, const ggml_expert_cache_state * state, int32_t n_pinned, int n_results) {
     GGML_ASSERT(ids->type == GGML_TYPE_I32);
     GGML_ASSERT(ids->ne[2] == 1 && ids->ne[3] == 1);
     GGML_ASSERT(n_pinned >= 0);
     // otherwise a step could need more experts at once than there are slots
     GGML_ASSERT(ggml_nelements(ids) <= state->owner->ne[0] - n_pinned);
 
-    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, ids->ne[0], ids->ne[1]);
+    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, ids->ne[0], n_results*ids->ne[1]);
 
     ggml_set_op_params_i32(result, 0, n_pinned);
 
@@ -74,6 +74,34 @@ ggml_tensor * ggml_expert_resolve(ggml_context * ctx, ggml_tensor * ids, const g
     return result;
 }
 
+ggml_tensor * ggml_expert_resolve(ggml_context * ctx, ggml_tensor * ids, const ggml_expert_cache_state * state, int32_t n_pinned) {
+    return new_resolve(ctx, ids, state, n_pinned, 1);
+}
+
+ggml_tensor * ggml_expert_resolve_split(
+        ggml_context * ctx, ggml_tensor * ids, const ggml_expert_cache_state * state, int32_t n_pinned, ggml_tensor * n_copied, int32_t n_background) {
+    GGML_ASSERT(n_copied->type == GGML_TYPE_I32 && ggml_is_contiguous(n_copied) && n_copied->ne[0] > ggml_nelements(ids));
+    GGML_ASSERT(n_background >= 0);
+
+    ggml_tensor * result = new_resolve(ctx, ids, state, n_pinned, 2);
+
+    ggml_set_op_params_i32(result, 1, n_background);
+    result->src[6] = n_copied;
+
+    return result;
+}
+
+static bool is_split(const ggml_tensor * slots) {
+    return slots->op == GGML_OP_EXPERT_RESOLVE && ggml_expert_resolve_n_copied(slots);
+}
+
+ggml_tensor * ggml_expert_host_ids(ggml_context * ctx, ggml_tensor * resolved) {
+    GGML_ASSERT(is_split(resolved));
+
+    const int64_t n_tokens = resolved->ne[1]/2;
+    return ggml_view_2d(ctx, resolved, resolved->ne[0], n_tokens, resolved->nb[1], n_tokens*resolved->nb[1]);
+}
+
 ggml_tensor * ggml_expert_fill(
         ggml_context * ctx, ggml_tensor * slots, const ggml_expert_cache_state * state,
         int n_weights, ggml_tensor ** cache, const void ** store, bool mapped) {
@@ -81,7 +109,7 @@ ggml_tensor * ggml_expert_fill(
     static_assert((GGML_EXPERT_FILL_MAPPED + 1)*sizeof(int32_t) <= GGML_MAX_OP_PARAMS, "store addresses do not fit");
     static_assert(GGML_EXPERT_CACHE_MAX_WEIGHTS + 2 <= GGML_MAX_SRC, "weights do not fit");
 
-    ggml_tensor * result = ggml_view_tensor(ctx, slots);
+    ggml_tensor * result = is_split(slots) ? ggml_view_2d(ctx, slots, slots->ne[0], slots->ne[1]/2, slots->nb[1], 0) : ggml_view_tensor(ctx, slots);
 
     ggml_set_op_params(result, store, n_weights*sizeof(store[0]));
     ggml_set_op_params_i32(result, GGML_EXPERT_FILL_MAPPED, mapped);

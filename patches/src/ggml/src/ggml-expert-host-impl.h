@@ -5,12 +5,26 @@
 #include "ggml-expert-host.h"
 #include "ggml-impl.h"
 
+#include <string.h>
+
 // whether an operation must not leave the process: it has addresses of it, or indices that are not checked
 static inline bool ggml_expert_op_is_local(enum ggml_op op) {
-    return op == GGML_OP_EXPERT_FILL || op == GGML_OP_EXPERT_GATHER || op == GGML_OP_EXPERT_MISSES || op == GGML_OP_EXPERT_FFN;
+    return op == GGML_OP_EXPERT_FILL || op == GGML_OP_EXPERT_GATHER || op == GGML_OP_EXPERT_MISSES || op == GGML_OP_EXPERT_FFN ||
+        op == GGML_OP_EXPERT_POST || op == GGML_OP_EXPERT_COLLECT;
 }
 
-// GGML_OP_EXPERT_MISSES: src = step, table, uses, counters; op_params = n_used
+// GGML_OP_EXPERT_POST:    src = x, weights, ids, state, table, uses, counters (the last three may be NULL); op_params = address, layer
+// GGML_OP_EXPERT_COLLECT: src = out, state; op_params = address
+static inline struct ggml_expert_post_address ggml_expert_get_address(const struct ggml_tensor * op) {
+    struct ggml_expert_post_address address;
+    memcpy(&address, op->op_params, sizeof(address));
+    return address;
+}
+
+// index in op_params as I32
+#define GGML_EXPERT_POST_LAYER (sizeof(struct ggml_expert_post_address)/sizeof(int32_t))
+
+// GGML_OP_EXPERT_MISSES: src = step, table, uses, counters (the last three may be NULL); op_params = n_used
 // GGML_OP_EXPERT_FFN:    src = step, misses, gate, up, down, gate_b, up_b, down_b, scales; op_params = n_used, ...
 enum ggml_expert_ffn_param {
     GGML_EXPERT_FFN_N_USED,

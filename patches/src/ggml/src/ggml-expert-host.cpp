@@ -17,9 +17,53 @@ ggml_tensor * ggml_expert_misses(ggml_context * ctx, ggml_tensor * step, int32_t
 
     result->op     = GGML_OP_EXPERT_MISSES;
     result->src[0] = step;
-    result->src[1] = state->table;
-    result->src[2] = state->uses;
-    result->src[3] = state->counters;
+    if (state) {
+        result->src[1] = state->table;
+        result->src[2] = state->uses;
+        result->src[3] = state->counters;
+    }
+
+    return result;
+}
+
+ggml_tensor * ggml_expert_post(
+        ggml_context * ctx, ggml_tensor * x, ggml_tensor * weights, ggml_tensor * ids,
+        const ggml_expert_host_state * host, ggml_tensor * state, const ggml_expert_post_address * address, int32_t layer) {
+    GGML_ASSERT(x->type == GGML_TYPE_F32 && ggml_is_matrix(x) && x->nb[0] == sizeof(float));
+    GGML_ASSERT(ids->type == GGML_TYPE_I32 && ggml_is_matrix(ids) && ids->ne[1] == x->ne[1]);
+    GGML_ASSERT(weights->type == GGML_TYPE_F32 && weights->ne[1] == ids->ne[0] && weights->ne[2] == ids->ne[1]);
+    static_assert((GGML_EXPERT_POST_LAYER + 1)*sizeof(int32_t) <= GGML_MAX_OP_PARAMS, "the address does not fit");
+
+    ggml_tensor * result = ggml_view_tensor(ctx, state);
+
+    ggml_set_op_params(result, address, sizeof(*address));
+    ggml_set_op_params_i32(result, GGML_EXPERT_POST_LAYER, layer);
+
+    result->op     = GGML_OP_EXPERT_POST;
+    result->src[0] = x;
+    result->src[1] = weights;
+    result->src[2] = ids;
+    result->src[3] = state;
+    if (host) {
+        result->src[4] = host->table;
+        result->src[5] = host->uses;
+        result->src[6] = host->counters;
+    }
+
+    return result;
+}
+
+ggml_tensor * ggml_expert_collect(ggml_context * ctx, ggml_tensor * out, ggml_tensor * posted, const ggml_expert_post_address * address) {
+    GGML_ASSERT(out->type == GGML_TYPE_F32 && ggml_is_contiguous(out) && ggml_is_matrix(out));
+    GGML_ASSERT(posted->op == GGML_OP_EXPERT_POST);
+
+    ggml_tensor * result = ggml_view_tensor(ctx, out);
+
+    ggml_set_op_params(result, address, sizeof(*address));
+
+    result->op     = GGML_OP_EXPERT_COLLECT;
+    result->src[0] = out;
+    result->src[1] = posted;
 
     return result;
 }

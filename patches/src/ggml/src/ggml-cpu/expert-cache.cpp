@@ -18,6 +18,9 @@ struct expert_cache {
     int64_t n_slots;
     int64_t n_pinned;
 
+    const int32_t * n_copied; // null = all misses are
+    int64_t         n_background;
+
     explicit expert_cache(const ggml_tensor * op) {
         const ggml_expert_cache_state state = ggml_expert_resolve_state(op);
 
@@ -29,6 +32,10 @@ struct expert_cache {
 
         n_slots  = state.owner->ne[0];
         n_pinned = ggml_expert_resolve_n_pinned(op);
+
+        const ggml_tensor * split = ggml_expert_resolve_n_copied(op);
+        n_copied     = split ? (const int32_t *) split->data : nullptr;
+        n_background = ggml_expert_resolve_n_background(op);
     }
 
     // the least recently used slot; the stamps of slots in use by the step are the newest, so they are never chosen
@@ -74,31 +81,49 @@ void ggml_compute_forward_expert_resolve(const ggml_compute_params * params, ggm
     const int64_t clock = cache.counters[GGML_EXPERT_CACHE_CLOCK];
 
     // 1. protect what is resident: a stamp of this step cannot be the smallest as long as n <= n_slots - n_pinned
+    std::vector<int64_t> misses; // the first access to each missed expert
     for (int64_t i = 0; i < n; ++i) {
         const int32_t expert = id(i);
         GGML_ASSERT(expert >= 0 && expert < dst->src[1]->ne[0]);
         if (cache.table[expert] >= 0) {
             cache.stamp[cache.table[expert]] = clock + i;
+        } else if (std::none_of(misses.begin(), misses.end(), [&](int64_t m) { return id(m) == expert; })) {
+            misses.push_back(i);
         }
     }
 
-    // 2. give each missed expert a slot, in the order of the first access
+    // 2. give missed experts a slot, in the order of the first access; the step may not use those of the last ones
+    const int64_t n_misses = misses.size();
+    const int64_t n_copied = cache.n_copied ? cache.n_copied[n_misses] : n_misses;
+    const int64_t n_loaded = cache.n_copied ? std::min(n_misses, n_copied + cache.n_background) : n_misses;
     cache.fills[0] = 0;
+    for (int64_t m = 0; m < n_loaded; ++m) {
+        cache.load(id(misses[m]));
+        cache.stamp[cache.table[id(misses[m])]] = clock + misses[m];
+    }
+    const auto on_host = [&](int32_t expert) {
+        return std::any_of(misses.begin() + n_copied, misses.end(), [&](int64_t m) { return id(m) == expert; });
+    };
+
+    // 3. the slots of the step
+    int32_t * slots = (int32_t *) dst->data;
     for (int64_t i = 0; i < n; ++i) {
         const int32_t expert = id(i);
-        if (cache.table[expert] < 0) {
-            cache.load(expert);
+        const bool    host   = on_host(expert);
+        slots[i] = host ? cache.n_slots : cache.table[expert];
+        if (!host) {
+            cache.stamp[slots[i]] = clock + i;
         }
-        const int32_t slot = cache.table[expert];
-        cache.stamp[slot] = clock + i;
-        ((int32_t *) dst->data)[i] = slot;
+        if (cache.n_copied) {
+            slots[n + i] = host ? expert : -1 - expert;
+        }
     }
 
-    const int64_t n_misses = cache.fills[0];
-
-    cache.counters[GGML_EXPERT_CACHE_CLOCK]  += n;
-    cache.counters[GGML_EXPERT_CACHE_HITS]   += n - n_misses;
-    cache.counters[GGML_EXPERT_CACHE_MISSES] += n_misses;
+    cache.counters[GGML_EXPERT_CACHE_CLOCK]    += n;
+    cache.counters[GGML_EXPERT_CACHE_HITS]     += n - n_misses;
+    cache.counters[GGML_EXPERT_CACHE_MISSES]   += n_misses;
+    cache.counters[GGML_EXPERT_CACHE_COPIED]   += n_loaded;
+    cache.counters[GGML_EXPERT_CACHE_COMPUTED] += n_misses - n_copied;
 }
 
 void ggml_compute_forward_expert_fill(const ggml_compute_params * params, ggml_tensor * dst) {

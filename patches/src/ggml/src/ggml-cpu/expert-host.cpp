@@ -6,8 +6,38 @@
 #include "vec.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstring>
+#include <thread>
 #include <utility>
+
+namespace {
+
+// what is known of the selections of a step
+struct selection_counts {
+    const int32_t * table; // null if the ids tell already what has a slot, and nothing is counted
+    int64_t         n_expert;
+    int32_t       * uses;
+    int64_t       * counters;
+
+    selection_counts(const ggml_tensor * t, const ggml_tensor * u, const ggml_tensor * c) :
+        table(t ? (const int32_t *) t->data : nullptr), n_expert(t ? t->ne[0] : 0),
+        uses(u ? (int32_t *) u->data : nullptr), counters(c ? (int64_t *) c->data : nullptr) {}
+
+    // -1 - id for an expert with a slot
+    int32_t add(int32_t id) const {
+        if (!table) {
+            return id;
+        }
+        GGML_ASSERT(id >= 0 && id < n_expert);
+        uses[id]++;
+        counters[table[id] >= 0 ? GGML_EXPERT_HOST_HITS : GGML_EXPERT_HOST_MISSES]++;
+        return table[id] >= 0 ? -1 - id : id;
+    }
+};
+
+} // namespace
 
 void ggml_compute_forward_expert_misses(const ggml_compute_params * params, ggml_tensor * dst) {
     if (params->ith != 0) {
@@ -15,29 +45,85 @@ void ggml_compute_forward_expert_misses(const ggml_compute_params * params, ggml
     }
 
     const ggml_tensor * step   = dst->src[0];
-    const int32_t     * table  = (const int32_t *) dst->src[1]->data;
-    int32_t           * uses   = (int32_t *) dst->src[2]->data;
-    int64_t           * counts = (int64_t *) dst->src[3]->data;
+    const selection_counts counts(dst->src[1], dst->src[2], dst->src[3]);
     const int64_t       n_used = ggml_get_op_params_i32(dst, 0);
     const int64_t       n      = n_used*step->ne[1];
 
     auto *  list   = (std::pair<int32_t, int32_t> *) dst->data;
     int32_t n_miss = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const float * ids    = (const float *) ((const char *) step->data + (i/n_used)*step->nb[1]) + step->ne[0] - n_used;
-        const int32_t expert = (int32_t) ids[i%n_used];
-        GGML_ASSERT(expert >= 0 && expert < dst->src[1]->ne[0]);
-
-        uses[expert]++;
-        if (table[expert] < 0) {
-            list[++n_miss] = { expert, i };
+        const float * ids = (const float *) ((const char *) step->data + (i/n_used)*step->nb[1]) + step->ne[0] - n_used;
+        const int32_t id  = counts.add((int32_t) ids[i%n_used]);
+        if (id >= 0) {
+            list[++n_miss] = { id, i };
         }
     }
     std::sort(list + 1, list + 1 + n_miss); // the selections of an expert follow each other
     list[0] = { n_miss, 0 };
+}
 
-    counts[GGML_EXPERT_HOST_HITS]   += n - n_miss;
-    counts[GGML_EXPERT_HOST_MISSES] += n_miss;
+//
+// mailbox
+//
+
+static std::atomic<uint32_t> & shared_number(uint32_t & number) {
+    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the mailbox has plain numbers");
+    return reinterpret_cast<std::atomic<uint32_t> &>(number);
+}
+
+// a row of the request: input, weights, ids; returns whether an expert of it has no slot
+static bool post_row(const ggml_tensor * op, int64_t token, const selection_counts & counts, float * row) {
+    const ggml_tensor * x       = op->src[0];
+    const ggml_tensor * weights = op->src[1];
+    const ggml_tensor * ids     = op->src[2];
+    const int64_t       n_embd  = x->ne[0];
+    const int64_t       n_used  = ids->ne[0];
+
+    memcpy(row, (const char *) x->data + token*x->nb[1], n_embd*sizeof(float));
+
+    bool missing = false;
+    for (int64_t k = 0; k < n_used; ++k) {
+        const int32_t id = counts.add(*(const int32_t *) ((const char *) ids->data + token*ids->nb[1] + k*ids->nb[0]));
+        row[n_embd + k]          = *(const float *) ((const char *) weights->data + token*weights->nb[2] + k*weights->nb[1]);
+        row[n_embd + n_used + k] = id;
+        missing = missing || id >= 0;
+    }
+    return missing;
+}
+
+void ggml_compute_forward_expert_post(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (params->ith != 0) {
+        return;
+    }
+    const ggml_expert_post_address address  = ggml_expert_get_address(dst);
+    const selection_counts         counts(dst->src[4], dst->src[5], dst->src[6]);
+    const int64_t                  n_tokens = dst->src[0]->ne[1];
+    const int64_t                  n_row    = dst->src[0]->ne[0] + 2*dst->src[2]->ne[0];
+
+    bool missing = false;
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        missing = post_row(dst, t, counts, address.request + t*n_row) || missing;
+    }
+    int32_t * state = (int32_t *) dst->data;
+    state[GGML_EXPERT_POST_WAITS] = missing;
+    if (missing) {
+        address.mailbox->layer    = ggml_get_op_params_i32(dst, GGML_EXPERT_POST_LAYER);
+        address.mailbox->n_tokens = n_tokens;
+        shared_number(address.mailbox->posted).store(++state[GGML_EXPERT_POST_NUMBER], std::memory_order_release);
+    }
+}
+
+void ggml_compute_forward_expert_collect(const ggml_compute_params * params, ggml_tensor * dst) {
+    const int32_t * state = (const int32_t *) dst->src[1]->data;
+    if (params->ith != 0 || !state[GGML_EXPERT_POST_WAITS]) {
+        return;
+    }
+    const ggml_expert_post_address address = ggml_expert_get_address(dst);
+    while (shared_number(address.mailbox->answered).load(std::memory_order_acquire) != (uint32_t) state[GGML_EXPERT_POST_NUMBER]) {
+        std::this_thread::yield();
+    }
+    float * out = (float *) dst->data;
+    ggml_vec_add_f32(ggml_nelements(dst), out, out, address.answer);
 }
 
 namespace {

@@ -99,6 +99,10 @@ struct resolve_args {
     int       n_expert;
     int       n_slots;
     int       n_pinned;
+
+    const int32_t * n_copied; // by number of misses; nullptr = all of them are
+    int             n_background;
+    int32_t       * host_ids; // result, with n_copied
 };
 
 } // namespace
@@ -172,13 +176,16 @@ struct step_state {
     int32_t * table;  // [n_expert]
     int32_t * expert; // [n_ids]
     int32_t * slot;   // [n_ids], -1 = not resident
-    int32_t * miss;   // [n_ids], for each miss the index of the first id that wants the expert
+    int32_t * miss;   // [n_ids], for each miss with a slot the index of the first id that wants the expert
+    int32_t * victim; // [n_ids], that slot
     int64_t   clock;
     int       n_miss;
+    int       n_copied; // misses that the products of this step find in slots: the first ones
+    int       n_fill;   // misses that get a slot
 };
 
 static size_t step_state_size(const resolve_args & args) {
-    return args.n_slots*sizeof(int64_t) + (args.n_expert + 3*args.ids.n)*sizeof(int32_t);
+    return args.n_slots*sizeof(int64_t) + (args.n_expert + 4*args.ids.n)*sizeof(int32_t);
 }
 
 // Reads the state as the last step left it, before the kernel waits for its predecessor. Kernels that let their successor
@@ -191,8 +198,11 @@ static __device__ step_state load_state(const resolve_args & args, int64_t * sha
     step.expert = step.table  + args.n_expert;
     step.slot   = step.expert + args.ids.n;
     step.miss   = step.slot   + args.ids.n;
+    step.victim = step.miss   + args.ids.n;
     step.clock  = args.counters[GGML_EXPERT_CACHE_CLOCK];
-    step.n_miss = 0;
+    step.n_miss   = 0;
+    step.n_copied = 0;
+    step.n_fill   = 0;
 
     for (int e = threadIdx.x; e < args.n_expert; e += blockDim.x) {
         step.table[e] = args.table[e];
@@ -238,8 +248,28 @@ static __device__ int warp_argmin(const int64_t * values, const int n) {
     return index;
 }
 
-// gives each missed expert a slot, in the order of the first access
+// how many different experts are missed
+static __device__ int count_misses(const resolve_args & args, const step_state & step) {
+    int result = 0;
+    for (int i0 = 0; i0 < args.ids.n; i0 += blockDim.x) {
+        const int i = i0 + threadIdx.x;
+        bool first = i < args.ids.n && step.slot[i] < 0;
+        for (int j = 0; first && j < i; ++j) {
+            first = step.expert[j] != step.expert[i];
+        }
+        result += __syncthreads_count(first);
+    }
+    return result;
+}
+
+// gives missed experts a slot, in the order of the first access; what the host computes has that of zeros in this step
 static __device__ void choose_victims(const resolve_args & args, step_state & step) {
+    int n_copied = INT_MAX;
+    int n_fill   = INT_MAX;
+    if (args.n_copied) {
+        n_copied = args.n_copied[count_misses(args, step)];
+        n_fill   = n_copied + args.n_background;
+    }
     for (int i = threadIdx.x; i < args.ids.n; i += blockDim.x) {
         if (step.slot[i] >= 0) {
             step.stamp[step.slot[i]] = LLONG_MAX; // in use by the step
@@ -251,20 +281,24 @@ static __device__ void choose_victims(const resolve_args & args, step_state & st
         if (step.slot[i] >= 0) {
             continue;
         }
-        const int victim = warp_argmin(step.stamp, args.n_slots);
+        const bool fill   = step.n_miss < n_fill;
+        const int  victim = fill ? warp_argmin(step.stamp, args.n_slots) : args.n_slots;
         __syncthreads(); // all threads have read slot[i] and stamp
         for (int j = i + threadIdx.x; j < args.ids.n; j += blockDim.x) {
             if (step.expert[j] == step.expert[i]) {
-                step.slot[j] = victim;
+                step.slot[j] = step.n_miss < n_copied ? victim : args.n_slots;
             }
         }
-        if (threadIdx.x == 0) {
-            step.miss[step.n_miss] = i;
+        if (fill && threadIdx.x == 0) {
+            step.miss  [step.n_miss] = i;
+            step.victim[step.n_miss] = victim;
             step.stamp[victim] = LLONG_MAX;
         }
         step.n_miss++;
         __syncthreads();
     }
+    step.n_copied = min(step.n_miss, n_copied);
+    step.n_fill   = min(step.n_miss, n_fill);
 }
 
 // The threads of one warp or block, of which this is number thread of n_threads, write what the step changes.
@@ -272,13 +306,16 @@ static __device__ void choose_victims(const resolve_args & args, step_state & st
 static __device__ void write_result(const resolve_args & args, const step_state & step, const int thread, const int n_threads) {
     for (int i = thread; i < args.ids.n; i += n_threads) {
         args.slots[i] = step.slot[i];
+        if (args.n_copied) {
+            args.host_ids[i] = step.slot[i] == args.n_slots ? step.expert[i] : -1 - step.expert[i];
+        }
     }
-    for (int m = thread; m < step.n_miss; m += n_threads) {
+    for (int m = thread; m < step.n_fill; m += n_threads) {
         args.fills[2*(m + 1) + 0] = step.expert[step.miss[m]];
-        args.fills[2*(m + 1) + 1] = step.slot  [step.miss[m]];
+        args.fills[2*(m + 1) + 1] = step.victim[m];
     }
     if (thread == 0) {
-        args.fills[0] = step.n_miss;
+        args.fills[0] = step.n_fill;
     }
 }
 
@@ -288,13 +325,16 @@ static __device__ void write_state(const resolve_args & args, const step_state &
         for (int j = i + args.ids.n_used - i%args.ids.n_used; j < args.ids.n; ++j) { // a token uses an expert once
             last = last && step.slot[j] != step.slot[i];
         }
-        if (last) {
+        if (last && step.slot[i] < args.n_slots) {
             args.stamp[step.slot[i]] = step.clock + i;
         }
     }
-    for (int m = thread; m < step.n_miss; m += n_threads) {
+    for (int m = thread; m < step.n_fill; m += n_threads) {
         const int32_t expert = step.expert[step.miss[m]];
-        const int32_t slot   = step.slot  [step.miss[m]];
+        const int32_t slot   = step.victim[m];
+        if (m >= step.n_copied) {
+            args.stamp[slot] = step.clock + step.miss[m];
+        }
         if (args.owner[slot] >= 0) {
             args.table[args.owner[slot]] = -1; // no other miss, as those were not resident
         }
@@ -304,7 +344,11 @@ static __device__ void write_state(const resolve_args & args, const step_state &
     if (thread == 0) {
         args.counters[GGML_EXPERT_CACHE_CLOCK] = step.clock + args.ids.n;
         atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_HITS],   (unsigned long long) (args.ids.n - step.n_miss));
-        atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_MISSES], (unsigned long long) step.n_miss);
+        if (step.n_miss > 0) {
+            atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_MISSES],   (unsigned long long) step.n_miss);
+            atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_COPIED],   (unsigned long long) step.n_fill);
+            atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_COMPUTED], (unsigned long long) (step.n_miss - step.n_copied));
+        }
     }
 }
 
@@ -355,13 +399,18 @@ static __device__ void let_successor_start() {
 // Copies the misses tensor by tensor and tells how far it is: the kernels that read them need not wait for all.
 static __device__ void fill_and_tell(const resolve_args & args, const step_state & step, const fill_args & fill, const int n_blocks) {
     for (int w = 0; w < fill.n_weights; ++w) {
-        for (int m = 0; m < step.n_miss; ++m) {
-            fill_slot(fill, w, step.expert[step.miss[m]], step.slot[step.miss[m]], n_blocks);
+        for (int m = 0; m < step.n_copied; ++m) {
+            fill_slot(fill, w, step.expert[step.miss[m]], step.victim[m], n_blocks);
         }
         __syncwarp();
         if (fill.early && threadIdx.x % WARP_SIZE == 0) {
             __threadfence();
             atomicAdd((unsigned long long *) &args.counters[GGML_EXPERT_CACHE_FILLED + w], 1ull);
+        }
+    }
+    for (int m = step.n_copied; m < step.n_fill; ++m) { // for the next steps
+        for (int w = 0; w < fill.n_weights; ++w) {
+            fill_slot(fill, w, step.expert[step.miss[m]], step.victim[m], n_blocks);
         }
     }
 }
@@ -492,7 +541,8 @@ static id_list get_ids(const ggml_tensor * ids) {
 }
 
 static resolve_args get_resolve_args(const ggml_tensor * dst) {
-    const ggml_expert_cache_state state = ggml_expert_resolve_state(dst);
+    const ggml_expert_cache_state state    = ggml_expert_resolve_state(dst);
+    const ggml_tensor           * n_copied = ggml_expert_resolve_n_copied(dst);
 
     return {
         /*.ids      =*/ get_ids(dst->src[0]),
@@ -505,6 +555,9 @@ static resolve_args get_resolve_args(const ggml_tensor * dst) {
         /*.n_expert =*/ (int) state.table->ne[0],
         /*.n_slots  =*/ (int) state.owner->ne[0],
         /*.n_pinned =*/ ggml_expert_resolve_n_pinned(dst),
+        /*.n_copied     =*/ n_copied ? (const int32_t *) n_copied->data : nullptr,
+        /*.n_background =*/ ggml_expert_resolve_n_background(dst),
+        /*.host_ids     =*/ (int32_t *) dst->data + ggml_nelements(dst->src[0]),
     };
 }
 
@@ -553,7 +606,7 @@ bool ggml_cuda_expert_cache_supported(const ggml_tensor * op) {
     if (op->op != GGML_OP_EXPERT_RESOLVE) {
         return true;
     }
-    return ggml_nelements(op) <= CUDA_EXPERT_CACHE_MAX_IDS &&
+    return ggml_nelements(op->src[0]) <= CUDA_EXPERT_CACHE_MAX_IDS &&
         ggml_expert_resolve_state(op).table->ne[0] <= CUDA_EXPERT_CACHE_MAX_EXPERTS;
 }
 

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+// What a miss costs on this machine, for the policy hybrid: microseconds for some misses of a layer, fixed + each*n.
+struct llama_expert_rates {
+    struct line {
+        double fixed = 0.0;
+        double each  = 0.0;
+
+        double operator()(int32_t n) const { return n == 0 ? 0.0 : fixed + each*n; }
+
+        // through the least of several time(1) and time(n_most), in microseconds: what else runs only adds to them
+        static line measure(int32_t n_most, const std::function<double(int32_t)> & time);
+    };
+
+    line copy; // to the slots
+    line cpu;  // on the CPU, which tells the device
+
+    static llama_expert_rates from(const float values[4]) { return { { values[0], values[1] }, { values[2], values[3] } }; }
+
+    // for steps with 0, 1, .. n_most misses in a layer, how many of them to copy so that both sides are done soonest; of equal
+    // choices the one with more copies, which the next steps find in slots
+    std::vector<int32_t> split(int32_t n_most) const;
+
+    static const char * choice(const std::vector<int32_t> & n_copied); // "copy", "cpu" or "split"
+
+    std::string json(const std::vector<int32_t> & n_copied, int32_t n_background) const;
+};

@@ -1,0 +1,259 @@
+#include "llama-expert-worker.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+
+#include <cstring>
+#include <tuple>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+//
+// llama_expert_ffn
+//
+
+static auto as_tuple(const llama_expert_ffn & f) {
+    const auto & w = f.weights;
+    return std::make_tuple(w.gate, w.up, w.down, w.gate_b, w.up_b, w.down_b, w.scales, w.gate_up,
+            f.act, f.params[0], f.params[1], f.weight_first, f.n_used);
+}
+
+bool llama_expert_ffn::operator==(const llama_expert_ffn & other) const {
+    return as_tuple(*this) == as_tuple(other);
+}
+
+static float op_param(const ggml_tensor * t, int i) {
+    float result;
+    memcpy(&result, t->op_params + i, sizeof(result));
+    return result;
+}
+
+// what the device does between gate and up, and down
+static ggml_expert_act find_act(const ggml_tensor * activation, float params[2]) {
+    switch (activation->op) {
+        case GGML_OP_GLU:
+            params[0] = op_param(activation, 2);
+            params[1] = op_param(activation, 3);
+            switch (ggml_get_glu_op(activation)) {
+                case GGML_GLU_OP_SWIGLU:       return GGML_EXPERT_ACT_SILU;
+                case GGML_GLU_OP_GEGLU:        return GGML_EXPERT_ACT_GELU;
+                case GGML_GLU_OP_REGLU:        return GGML_EXPERT_ACT_RELU;
+                case GGML_GLU_OP_SWIGLU_OAI:   return GGML_EXPERT_ACT_SWIGLU_OAI;
+                case GGML_GLU_OP_SWIGLU_CLAMP: return GGML_EXPERT_ACT_SILU_CLAMP;
+                default:                       break;
+            }
+            break;
+        case GGML_OP_UNARY:
+            switch (ggml_get_unary_op(activation)) {
+                case GGML_UNARY_OP_SILU: return GGML_EXPERT_ACT_SILU;
+                case GGML_UNARY_OP_GELU: return GGML_EXPERT_ACT_GELU;
+                case GGML_UNARY_OP_RELU: return GGML_EXPERT_ACT_RELU;
+                default:                 break;
+            }
+            break;
+        case GGML_OP_SQR:
+            return GGML_EXPERT_ACT_RELU_SQR;
+        case GGML_OP_MUL: // clamp(silu(gate), -inf, limit)*clamp(up, -limit, limit)
+            params[1] = op_param(activation->src[1], 1);
+            return GGML_EXPERT_ACT_CLAMP_SILU;
+        default:
+            break;
+    }
+    GGML_ABORT("the host does not know the activation %s", activation->name);
+}
+
+void llama_expert_ffn::set_activation(const ggml_tensor * activation) {
+    params[0] = 0.0f;
+    params[1] = 0.0f;
+    act       = find_act(activation, params);
+}
+
+ggml_tensor * llama_expert_ffn::build(ggml_context * ctx, ggml_tensor * misses) const {
+    return ggml_expert_ffn(ctx, misses->src[0], misses, n_used, &weights, act, params, weight_first);
+}
+
+//
+// llama_expert_worker
+//
+
+static std::atomic<uint32_t> & shared_number(uint32_t & number) {
+    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the mailbox has plain numbers");
+    return reinterpret_cast<std::atomic<uint32_t> &>(number);
+}
+
+static void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+// memory that the device can write too: that of the CPU only if it is the device
+static ggml_backend_buffer_ptr allocate(ggml_backend_dev_t dev, size_t size) {
+    const bool is_cpu = ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    const auto buft   = is_cpu ? ggml_backend_cpu_buffer_type() : ggml_backend_dev_host_buffer_type(dev);
+
+    ggml_backend_buffer_ptr result { buft ? ggml_backend_buft_alloc_buffer(buft, size) : nullptr };
+    if (result && !is_cpu && ggml_backend_buffer_get_type(result.get()) == ggml_backend_cpu_buffer_type()) {
+        return nullptr; // pinning was refused
+    }
+    return result;
+}
+
+template <typename T>
+static T cpu_function(ggml_backend_t cpu, const char * name) {
+    return (T) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu)), name);
+}
+
+std::unique_ptr<llama_expert_worker> llama_expert_worker::create(ggml_backend_dev_t dev, size_t n_request, size_t n_answer) {
+    const size_t n_header = sizeof(ggml_expert_mailbox)/sizeof(float);
+    const size_t n_padded = GGML_PAD(n_request, n_header); // keeps the answer in lines of its own
+
+    std::unique_ptr<llama_expert_worker> result(new llama_expert_worker());
+    result->buffer = allocate(dev, (n_header + n_padded + n_answer)*sizeof(float));
+    result->cpu.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    if (!result->buffer || !result->cpu) {
+        return nullptr;
+    }
+
+    result->ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
+    ggml_tensor * memory = ggml_new_tensor_1d(result->ctx.get(), GGML_TYPE_F32, n_header + n_padded + n_answer);
+    ggml_backend_tensor_alloc(result->buffer.get(), memory, ggml_backend_buffer_get_base(result->buffer.get()));
+
+    const auto address = [&](const void * base) {
+        float * begin = (float *) const_cast<void *>(base);
+        return ggml_expert_post_address { (ggml_expert_mailbox *) begin, begin + n_header, begin + n_header + n_padded };
+    };
+    const void * mapped = result->store.map(dev, memory);
+    if (!mapped) {
+        return nullptr;
+    }
+    result->host   = address(memory->data);
+    result->device = address(mapped);
+    result->reset();
+    result->thread = std::thread([worker = result.get()]() { worker->run(); });
+    return result;
+}
+
+llama_expert_worker::~llama_expert_worker() {
+    if (thread.joinable()) {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            stopped = true;
+            active  = false;
+        }
+        changed.notify_one();
+        thread.join();
+    }
+    set_n_threads(0);
+    store.clear();
+}
+
+void llama_expert_worker::reset() {
+    memset(host.mailbox, 0, sizeof(*host.mailbox));
+}
+
+void llama_expert_worker::set_layer(int32_t i, const llama_expert_ffn & ffn) {
+    std::lock_guard<std::mutex> lock(layers_mutex);
+    const auto it = layers.find(i);
+    if (it != layers.end() && it->second == ffn) {
+        return;
+    }
+    layers[i] = ffn;
+    for (auto job = jobs.begin(); job != jobs.end();) {
+        job = job->first.first == i ? jobs.erase(job) : std::next(job);
+    }
+}
+
+// threads of its own, which wait for work while requests come; 0 = none any more
+void llama_expert_worker::set_n_threads(int32_t n) {
+    n_threads = n;
+    if (threads) {
+        cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>(cpu.get(), "ggml_backend_cpu_set_threadpool")(cpu.get(), nullptr);
+        cpu_function<decltype(&ggml_threadpool_free)>(cpu.get(), "ggml_threadpool_free")(threads);
+        threads = nullptr;
+    }
+    if (n > 0) {
+        auto params = ggml_threadpool_params_default(n);
+        threads = cpu_function<decltype(&ggml_threadpool_new)>(cpu.get(), "ggml_threadpool_new")(&params);
+        cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>(cpu.get(), "ggml_backend_cpu_set_threadpool")(cpu.get(), threads);
+        cpu_function<ggml_backend_set_n_threads_t>(cpu.get(), "ggml_backend_set_n_threads")(cpu.get(), n);
+    }
+}
+
+void llama_expert_worker::begin(int32_t n_threads_new) {
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (n_threads != n_threads_new && !active) {
+            set_n_threads(n_threads_new);
+        }
+        active = true;
+    }
+    changed.notify_one();
+}
+
+void llama_expert_worker::end() {
+    active = false;
+}
+
+void llama_expert_worker::run() {
+    while (wait()) {
+        answer();
+    }
+}
+
+// returns false when there will be no more requests
+bool llama_expert_worker::wait() {
+    while (true) {
+        while (active) {
+            if (shared_number(host.mailbox->posted).load(std::memory_order_acquire) != host.mailbox->answered) {
+                return true;
+            }
+            relax();
+        }
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [this]() { return active || stopped; });
+        if (stopped) {
+            return false;
+        }
+    }
+}
+
+void llama_expert_worker::answer() {
+    {
+        const std::pair<int32_t, int32_t> key = { host.mailbox->layer, host.mailbox->n_tokens };
+
+        std::lock_guard<std::mutex> lock(layers_mutex);
+        auto it = jobs.find(key);
+        if (it == jobs.end()) {
+            it = jobs.emplace(key, build(layers.at(key.first), key.second)).first;
+        }
+        GGML_ASSERT(ggml_backend_graph_compute(cpu.get(), it->second.gf) == GGML_STATUS_SUCCESS);
+    }
+    shared_number(host.mailbox->answered).store(host.mailbox->posted, std::memory_order_release);
+}
+
+llama_expert_worker::job llama_expert_worker::build(const llama_expert_ffn & ffn, int32_t n_tokens) const {
+    constexpr size_t n_nodes = 16; // and leaves
+    const int64_t    n_embd  = ffn.weights.up->ne[0];
+    const size_t     n_list  = 2*(ffn.n_used*n_tokens + 1)*sizeof(int32_t);
+
+    job result;
+    result.ctx.reset(ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false) + n_list + GGML_MEM_ALIGN, nullptr, /*.no_alloc =*/ true }));
+    ggml_context * ctx = result.ctx.get();
+
+    ggml_tensor * step   = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd + 2*ffn.n_used, n_tokens);
+    ggml_tensor * misses = ggml_expert_misses(ctx, step, ffn.n_used, nullptr);
+    ggml_tensor * out    = ffn.build(ctx, misses);
+
+    step->data   = host.request;
+    misses->data = ggml_new_buffer(ctx, n_list);
+    out->data    = host.answer;
+
+    result.gf = ggml_new_graph_custom(ctx, n_nodes, false);
+    ggml_build_forward_expand(result.gf, out);
+    return result;
+}
