@@ -11,6 +11,7 @@ import numpy as np
 
 from fake_results import CARD
 from tec.gguf_file import ModelInfo
+from tec.policies import CachePolicy
 from tec.quantities import GIB, MIB
 from tec.records import BuildInfo, Process, Record, RunKey, append_record
 from tec.system import System
@@ -23,6 +24,10 @@ RESIDENT_NS, HIT_NS = 4_000_000, 200_000
 EXPERT_BYTES = 5_000_000
 COPY, FILL = 50e9, 40e9
 """Bytes per second, measured and really reached by misses."""
+MISS_NS: dict[CachePolicy, int] = {"hot": 150_000, "hybrid": 80_000}
+"""What a miss takes that the CPU computes, or shares."""
+FEWEST = 0.8
+"""Belady's misses as a share of LRU's."""
 STOCK_TPS = {"ncmoe": 60.0, "ngl": 40.0, "fit": 50.0}
 
 SYSTEM = System(
@@ -36,10 +41,35 @@ BUILD = BuildInfo(
 
 
 def replay_records(
-    row: str = "toy", slots: Sequence[int] = (4, 8, 16), rounds: int = 2, resident: bool = True
+    row: str = "toy",
+    slots: Sequence[int] = (4, 8, 16),
+    rounds: int = 2,
+    resident: bool = True,
+    policies: Sequence[CachePolicy] = (),
 ) -> list[Record]:
-    """Return a row's records: resident, cached and stock arms, the latter faster with more room."""
-    return list(_records(row, slots, rounds, resident))
+    """Return a row's records: resident, cached and stock arms, the latter faster with more room.
+
+    With `policies` there are arms of these too: `hot` misses more, and what a policy misses takes
+    the time of `MISS_NS`.
+    """
+    return [*_records(row, slots, rounds, resident), *_of_policies(row, slots, rounds, policies)]
+
+
+def _of_policies(
+    row: str, slots: Sequence[int], rounds: int, policies: Sequence[CachePolicy]
+) -> Iterator[Record]:
+    for number in range(rounds):
+        for count in slots:
+            for policy in policies:
+                fewer = _misses(count, number)
+                misses = [(2 if policy == "hot" else 1) * few for few in fewer]
+                times = [RESIDENT_NS + HIT_NS + MISS_NS[policy] * few for few in misses]
+                name = f"{policy}-c{count}"
+                record = _record(row, name, number, times, misses, count, 5 + count)
+                status = {**record.result["status"], "policy": policy}
+                computed = {"status": status, "computed": sum(misses), "bytes_moved": 0}
+                more = {**computed, "belady": _belady(fewer)}
+                yield record.model_copy(update={"result": {**record.result, **more}})
 
 
 def _records(row: str, slots: Sequence[int], rounds: int, resident: bool) -> Iterator[Record]:
@@ -107,7 +137,11 @@ def _record(
         "hits": sum(hits),
         "misses": sum(misses),
         "bytes_moved": sum(misses) * EXPERT_BYTES,
-        "layers": [],
+        "layers": [
+            {"layer": n, "hits": sum(hits), "misses": sum(misses), "expert_bytes": EXPERT_BYTES}
+            for n in range(N_LAYER)
+        ],
+        "belady": _belady(misses) if slots else None,
         "copy": {"bytes_per_second": COPY},
         "vram_limit_bytes": limit_gib * GIB,
         "memory": {"devices": [{"name": "CUDA0", "total_bytes": 80 * GIB, "free_bytes": MIB}]},
@@ -130,12 +164,18 @@ def _model(row: str) -> ModelInfo:
     return ModelInfo(
         row=row, variant="replica", path="m.gguf", bytes=30 * GIB, sha256="a" * 64,
         arch="qwen3moe", quant="Q8_0", n_layer=N_LAYER, n_moe_layers=N_LAYER, n_expert=N_EXPERT,
-        n_expert_used=4, n_params=1000,
+        n_expert_used=8, n_params=1000,
     )  # fmt: skip
+
+
+def _belady(misses: Sequence[int]) -> dict[str, int]:
+    fewest = int(FEWEST * sum(misses))
+    return {"misses": fewest, "bytes": fewest * EXPERT_BYTES}
 
 
 def _trace_statistics() -> dict[str, Any]:
     return {
+        "trace": "trace-64x2x4of16-p-1.npy",
         "generator": {"profile": "p", "source": "assumed", "seed": 1},
         "tokens": N_STEP,
         "next_token": 0.5,
@@ -153,5 +193,6 @@ def write_replays(
         runs.append(replay_records(row, resident=row not in without_resident, **what))
         for record in runs[-1]:
             append_record(folder / "runs" / f"{row}.replay.jsonl", record)
-    write_tables(study_tables(runs, [], replays=True), folder / "tables")
+    policies = bool(what.get("policies"))
+    write_tables(study_tables(runs, [], replays=True, policies=policies), folder / "tables")
     return folder

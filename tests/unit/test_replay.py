@@ -6,6 +6,7 @@ output and buffers; a slot in every layer takes 1200 MiB.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fake_replay import STUDY
 from fake_study import make_session, make_steps, make_study
 from tec import placement, replay, replay_inputs, replay_steps
 from tec.baselines_table import baselines_table
+from tec.belady import belady_misses
 from tec.errors import TecError
 from tec.layer_sizes import LayerSizes
 from tec.pin_list import read_pin_list
@@ -264,6 +266,67 @@ def test_parity_checks_arms_of_one_capacity_too(tmp_path: Path) -> None:
     assert limited == {("auto", "replay")}
     judged = {v.arm for v in judge(records) if v.check == "bitwise" and v.verdict == "pass"}
     assert {"ten", "auto", "cached-c4"} <= judged
+
+
+POLICIES = {
+    **STUDY["arms"],
+    **{
+        name: {
+            "expert_cache": "sweep",
+            "expert_cache_policy": name,
+            "options": {"n-cpu-moe": 99},
+        }
+        for name in ("hot", "hybrid")
+    },
+}
+
+
+def test_parity_runs_a_policy_of_the_cpu_once_along_the_trace(tmp_path: Path) -> None:
+    plan, records = parity(tmp_path, arms=POLICIES)
+    own = [line for line in plan if line.startswith(("hot", "hybrid"))]
+    assert own == ["hot-c4 replay 0", "hybrid-c4 replay 0"]
+    made = {"model": records[0].model.model_copy(update={"variant": "replica"})}
+    verdicts = judge([record.model_copy(update=made) for record in records])
+    found = {(v.arm, v.check, v.batch): v for v in verdicts}
+    bits = found["hot-c4", "bitwise", 1]
+    assert bits.verdict == "not_run"
+    assert "trained models are held to tokens" in bits.detail
+    assert ("hot-c4", "bitwise", 2) not in found
+    assert found["cached-c8", "bitwise", 2].verdict == "pass"
+
+
+def test_limits_are_those_of_lru_and_every_policy_is_tried_at_the_largest(tmp_path: Path) -> None:
+    placed, found = place(tmp_path, arms=POLICIES)
+    assert found.limits == {c: 750 + c * 1200 + MARGIN for c in (4, 8, 16)}
+    assert placed["hybrid-c8"].limit_mib == placed["cached-c8"].limit_mib == found.limits[8]
+    tried = {r.arm for r in found.prober.used if r.arm.startswith(("cached", "hot", "hybrid"))}
+    assert tried == {"cached-c4", "cached-c16", "hot-c16", "hybrid-c16"}
+
+
+def test_a_policy_with_larger_buffers_widens_the_limit_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = 750 + 16 * 1200 + MARGIN
+    options = "--gpu-layers 99 --fit off --expert-cache 16 --expert-cache-policy hybrid"
+    grows = {"grows": f"--vram-limit {narrow} {options}"}
+    monkeypatch.setattr(replay_steps, "PROBE_TOKENS", 9)
+    _, found = place(tmp_path, arms=POLICIES, faults=grows)
+    assert found.limits[16] == narrow + MARGIN
+
+
+def test_a_record_says_what_belady_misses_on_the_tokens_that_were_decoded(
+    tmp_path: Path,
+) -> None:
+    steps, session = make(tmp_path)
+    measure(steps, session, wait=0)
+    records = {r.arm: r for r in read_records(session.kept) if r.test == "replay"}
+    whole = read_trace(ReplaySteps(steps).inputs.trace, 16)
+    followed = dataclasses.replace(whole, selections=whole.selections[:36])
+    for slots in (4, 8, 16):
+        misses = int(belady_misses(followed, slots).sum())
+        found = records[f"cached-c{slots}"].result["belady"]
+        assert found == {"misses": misses, "bytes": misses * 100 * MIB}
+    assert "belady" not in records["resident"].result
 
 
 def test_where_the_model_does_not_fit_parity_streams_the_experts(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 # The study's tables, from the raw records, traces and verdicts of its rows.
 
-from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, REPLAY_TABLES, TABLES
+from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, POLICY_TABLES, REPLAY_TABLES, TABLES
 
 TABLE_CODE = [
     *("tables", "main_table", "rows_table", "baselines_table", "traces_table", "table", "summary", "stats"),
-    *("headline_table", "loss", "loss_table"),
+    *("headline_table", "loss", "loss_table", "policies_table"),
     *("outcome", "expert_bench", "llama_bench", "routing_summary"),
 ]
 
 
 def tables_of_records():
     """The tables that are made from records and verdicts."""
-    return [*TABLES, *(REPLAY_TABLES if rows_with("replay") else [])]
+    replays = REPLAY_TABLES if rows_with("replay") else []
+    return [*TABLES, *replays, *(POLICY_TABLES if SELECTION.has_policies else [])]
 
 
 rule tables:
@@ -30,9 +31,10 @@ rule tables:
         expand(f"{RESULTS}/tables/{{name}}.{{suffix}}", name=tables_of_records(), suffix=["md", "tex"]),
     params:
         baselines="--baselines" if rows_with("replay") else "",
+        policies="--policies" if SELECTION.has_policies else "",
     shell:
         "{TEC} tables --runs {input.runs} --verdicts {input.verdicts} {params.baselines}"
-        " --out {RESULTS}/tables"
+        " {params.policies} --out {RESULTS}/tables"
 
 
 rule locality:

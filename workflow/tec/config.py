@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from tec.errors import TecError
 from tec.nearest import check_known
 from tec.paths import MODELS, STUDIES
+from tec.policies import ON_CPU, CachePolicy
 from tec.quantities import Sha256
 from tec.system import physical_cores
 from tec.yaml_file import Section, load_yaml
@@ -115,12 +116,14 @@ class Arm(Section):
     search: Literal["n-cpu-moe", "gpu-layers", "fit"] | None = None
     """The stock engine at the VRAM of each capacity's cached arm: fewest layers with their experts
     on the CPU, most layers on the GPU, or upstream's own fit; what fits is found by search."""
-    expert_cache_policy: Literal["lru"] | None = None
+    expert_cache_policy: CachePolicy | None = None
+    """Which experts have the slots, and what becomes of a miss; `lru` if left out."""
     unified: bool = False
     """Pinned experts have no copy in host memory. They are the most used ones of the tokens of the
     replay's trace that are not decoded, half as many as slots or more if host memory demands it."""
-    options: dict[str, str | int | float] = Field(default_factory=dict)
-    """Other llama.cpp options by their long name without dashes, e.g. `n-cpu-moe: 99`."""
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Other llama.cpp options by their long name without dashes, e.g. `n-cpu-moe: 99`; a flag
+    without a value is `true`."""
 
     @model_validator(mode="after")
     def _fits_its_cache(self) -> Arm:
@@ -130,7 +133,23 @@ class Arm(Section):
             )
         if self.unified and self.expert_cache == "off":
             raise PydanticCustomError("unified", "unified memory is for arms with the cache on")
+        for name, value in self.options.items():
+            if value is False:
+                raise PydanticCustomError(
+                    "flag", "option {name} is a flag: write true, or leave it out", {"name": name}
+                )
+        if self.computes_misses and (self.expert_cache == "off" or self.unified):
+            raise PydanticCustomError(
+                "policy",
+                "policy {policy} is for arms with the cache on and all experts in host memory",
+                {"policy": self.expert_cache_policy},
+            )
         return self
+
+    @property
+    def computes_misses(self) -> bool:
+        """Whether the CPU computes misses, in another order of sums than the device."""
+        return self.expert_cache_policy in ON_CPU
 
     def arguments(self) -> list[str]:
         """Return the arm as command-line arguments of the llama.cpp tools."""
@@ -140,8 +159,13 @@ class Arm(Section):
             **self.options,
         }
         given = {name: value for name, value in named.items() if value is not None}
-        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        return [*words, "--expert-cache-unified"] if self.unified else words
+        if self.unified:
+            given["expert-cache-unified"] = True
+        return [
+            word
+            for name, value in given.items()
+            for word in (f"--{name}", *(() if value is True else (str(value),)))
+        ]
 
 
 class SweptArm(Arm):

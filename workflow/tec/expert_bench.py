@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tec.errors import TecError
 from tec.files import sha256_file
+from tec.policies import CachePolicy
 from tec.process import Finished
 from tec.quantities import Bytes, Count, Nanoseconds
 
@@ -47,11 +48,18 @@ class Prompt(_Line):
         return self
 
 
+class Hybrid(_Line):
+    """How the policy hybrid divides misses, by costs that it measured when it was loaded."""
+
+    choice: Literal["copy", "cpu", "split"]
+
+
 class Status(_Line):
     """What the cache says about itself."""
 
     engaged: bool
     reason: str | None
+    policy: CachePolicy = "lru"
     capacity: Count | None = None
     batch_limit: Count | None = None
     """Steps of more tokens go past the cache."""
@@ -63,6 +71,9 @@ class Status(_Line):
     """Of experts in host memory."""
     device_only_bytes: Bytes | None = None
     """Of experts without a copy there."""
+    computed_by_cpu: Count = 0
+    """Misses, those of prompts among them."""
+    hybrid: Hybrid | None = None
 
 
 class Device(_Line):
@@ -85,6 +96,14 @@ class Copy(_Line):
     bytes_per_second: Annotated[float, Field(gt=0)]
 
 
+class Belady(_Line):
+    """What Belady's policy would miss with as many slots; added when a trace was followed."""
+
+    misses: Count
+    bytes: Bytes
+    """Of these misses."""
+
+
 class ExpertBench(_Line):
     """One repetition: one line of the tool."""
 
@@ -99,8 +118,11 @@ class ExpertBench(_Line):
     misses: Count
     memory: Memory
     status: Status
+    computed: Count = 0
+    """Misses of decode steps that the CPU computed."""
     bytes_moved: Bytes = 0
     """Experts copied into slots times their bytes; the policy hot copies none of its misses."""
+    belady: Belady | None = None
     vram_limit_bytes: Bytes | None = None
     """Of each device; the rest was occupied."""
     host_copy: Copy | None = Field(default=None, alias="copy")
@@ -119,6 +141,11 @@ class ExpertBench(_Line):
     def capacity(self) -> int | None:
         """Slots per layer in force; None with the cache off."""
         return self.status.capacity if self.status.engaged else None
+
+    @property
+    def policy(self) -> CachePolicy | None:
+        """The policy in force; None with the cache off."""
+        return self.status.policy if self.status.engaged else None
 
     @property
     def vram_bytes(self) -> int | None:
@@ -251,13 +278,6 @@ def parse_traced(finished: Finished, expert_cache: str, trace: Path) -> dict[str
     if not trace.is_file():
         raise TecError(f"{TOOL} wrote no trace", trace)
     return {**result, "trace_sha256": sha256_file(trace)}
-
-
-def parse_replayed(finished: Finished, expert_cache: str, statistics: Path) -> dict[str, Any]:
-    """Return the tool's line with what is known of the trace it followed, as `trace_statistics`."""
-    result = parse(finished, expert_cache)
-    known = json.loads(statistics.read_text(encoding="utf-8"))
-    return {**result, "trace_statistics": known}
 
 
 def _lines(finished: Finished, expert_cache: str, wanted: int) -> list[dict[str, Any]]:

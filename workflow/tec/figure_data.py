@@ -12,9 +12,10 @@ import pandas as pd
 from tec.config import Variant
 from tec.errors import TecError
 from tec.expert_bench import ExpertBench
+from tec.policies import CachePolicy
 from tec.records import PROBE, Record, read_records
 
-Subject = Literal["rows", "parity", "locality", "miniatures", "replay"]
+Subject = Literal["rows", "parity", "locality", "miniatures", "replay", "policies"]
 """What a figure is about: single rows, all verdicts, or what only some rows have."""
 
 
@@ -71,6 +72,9 @@ class Results:
             case "replay":
                 table = read_table(self.folder / "tables" / "capacity.csv", empty=True)
                 return "replay" in set(table["protocol"])
+            case "policies":  # a table that not every study has
+                path = self.folder / "tables" / "policies.csv"
+                return path.is_file() and not read_table(path, empty=True).empty
         return True
 
     def records(self, row: str, protocol: str) -> list[Record]:
@@ -107,6 +111,11 @@ def read_table(path: Path, empty: bool = False) -> pd.DataFrame:
 def slots(record: Record) -> int | None:
     """Return the slots per layer of a llama-expert-bench record; None with the cache off."""
     return ExpertBench.model_validate(record.result).capacity
+
+
+def policy(record: Record) -> CachePolicy | None:
+    """Return the cache's policy in a llama-expert-bench record; None with the cache off."""
+    return ExpertBench.model_validate(record.result).policy
 
 
 def by_capacity(records: Sequence[Record]) -> dict[str, list[Record]]:

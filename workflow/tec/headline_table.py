@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tec.baselines_table import deciding_option
+from tec.policies import ON_CPU
 from tec.records import Verdict
 from tec.summary import ArmSummary
 from tec.table import Column, Table, Value, digits, percent, times
@@ -27,6 +28,8 @@ def headline_table(
 ) -> Table:
     """Return the lines of the capacity table for cached arms near `SHARES`, row by row.
 
+    They are those of arms that copy what they miss; the others have the table `policies`.
+
     Beside them the option that made the best stock arm what it is, and the numbers of sequences
     decoded together at which a bitwise check passed (`batches_equal`) or failed
     (`batches_unequal`).
@@ -40,7 +43,8 @@ def headline_table(
     judged = [verdict for row in verdicts for verdict in row if verdict.check == "bitwise"]
     rows: dict[str, list[Mapping[str, Value]]] = {}
     for line in capacities:
-        if line["protocol"] == "replay" and line["capacity_share"] is not None:
+        copies = line["capacity_share"] is not None and line["policy"] not in ON_CPU
+        if line["protocol"] == "replay" and copies:
             rows.setdefault(str(line["row"]), []).append(line)
     lines = [_line(line, commands, judged) for row in rows.values() for line in _nearest(row)]
     return Table(

@@ -13,6 +13,7 @@ from tec.expert_bench import ExpertBench
 from tec.history import HistoryRecord, Values
 from tec.llama_bench import LlamaBench
 from tec.paths import ROOT
+from tec.policies import BY_TIME
 from tec.quantities import GIB
 from tec.records import PROBE, Check, Outcome, Protocol, Record, Verdict
 from tec.session import digest_of
@@ -162,7 +163,7 @@ def _worse(before: Outcome | None, verdict: Verdict) -> Outcome:
 def _from_expert_bench(record: Record) -> Values:
     run = ExpertBench.model_validate(record.result)
     timed = record.protocol in ("prompts", "replay")
-    cached = run.capacity is not None
+    cached = run.capacity is not None and run.policy not in BY_TIME
     return Values(
         tg_tps=_tps(run.decode_tokens, run.decode_ns, record) if timed else None,
         step_tps=_step_tps(record) if timed else None,
@@ -197,7 +198,7 @@ def _reads(run: ExpertBench) -> bool:
 def _from_llama_bench(record: Record) -> Values:
     run = LlamaBench.model_validate(record.result)
     speed = _checked(run.avg_ts, record)
-    cached = run.capacity is not None and bool(run.n_gen)
+    cached = run.capacity is not None and bool(run.n_gen) and run.policy not in BY_TIME
     return Values(
         tg_tps=speed if run.n_gen else None,
         pp_tps=speed if run.n_prompt else None,

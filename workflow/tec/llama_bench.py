@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tec.errors import TecError
+from tec.policies import CachePolicy
 from tec.process import Finished
 from tec.quantities import Bytes, Count
 
@@ -27,10 +28,16 @@ class LlamaBench(BaseModel):
     n_prompt: Count
     n_gen: Count
     avg_ts: float
+    expert_cache_policy: CachePolicy | None = None
     expert_cache_capacity: int = 0
     expert_cache_hits: Count = 0
     expert_cache_misses: Count = 0
     expert_cache_vram_bytes: Bytes = 0
+
+    @property
+    def policy(self) -> CachePolicy | None:
+        """The policy in force; None with the cache off."""
+        return (self.expert_cache_policy or "lru") if self.capacity else None
 
     @property
     def capacity(self) -> int | None:

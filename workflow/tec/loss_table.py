@@ -37,7 +37,8 @@ def loss_table(arms: Sequence[ArmSummary], records: Iterable[Record]) -> Table:
 
     Times are means over rounds and all decode steps, so that the parts of a loss sum to it
     (`tec.loss`); the loss is divided by the row's line, whose coefficients stand in the line `all`
-    beside those of each capacity. Without a resident arm there is no bound and no loss.
+    beside those of each capacity. Without a resident arm there is no bound and no loss. Arms whose
+    misses the CPU computes have none either: what they take is not the time of copies.
 
     Args:
         arms: the summaries of the records.
@@ -52,7 +53,7 @@ def loss_table(arms: Sequence[ArmSummary], records: Iterable[Record]) -> Table:
             found.setdefault((record.row, record.arm), []).append(record)
     lines: list[dict[str, Value]] = []
     for group in grouped(arm for arm in arms if arm.protocol == "replay"):
-        if cached := [arm for arm in group if arm.role == "tec"]:
+        if cached := [a for a in group if a.role == "tec" and not a.computes_misses]:
             row = _read_row(group, cached, found)
             lines += [_line(arm, row) for arm in cached]
             lines.append(_together(cached, row))

@@ -120,8 +120,11 @@ def _headline(arms: Sequence[ArmSummary]) -> ArmSummary | None:
     """Return the TEC arm of a row's line.
 
     Where every arm has a limit of VRAM the fastest would only be the one with the most memory: the
-    one nearest to a slot for half of the experts is taken.
+    one nearest to a slot for half of the experts is taken. An arm whose misses the CPU computes is
+    never taken: its outputs are not those of the resident model to the bit, and a speed-up beside
+    others would hide that. Such arms have the table `policies`.
     """
+    arms = [arm for arm in arms if not arm.computes_misses]
     cached = [arm for arm in arms if arm.role == "tec"]
     if limited := [arm for arm in cached if arm.limit_bytes is not None]:
         return min(limited, key=lambda arm: abs((arm.capacity_share or 0) - _HEADLINE_SHARE))

@@ -50,6 +50,8 @@ def random_plan(steps: Steps) -> list[Step]:
 def locality_plan(steps: Steps, kept: Path) -> list[Step]:
     """Return the processes that record the routing of each input and count every capacity's hits.
 
+    The counts are those of LRU: other policies are no part of it.
+
     Args:
         steps: of a row whose scope has the protocol.
         kept: the file that keeps the records; each input's trace lies beside it.
@@ -64,7 +66,7 @@ def locality_plan(steps: Steps, kept: Path) -> list[Step]:
             protocol, tokens, arm, kept_trace(kept, tokens.name) if number == 0 else None
         )
         for tokens in inputs
-        for number, arm in enumerate([steps.reference, *steps.cached])
+        for number, arm in enumerate([steps.reference, *steps.copying])
     ]
 
 

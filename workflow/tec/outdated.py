@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tec.figures import FIGURES, SUFFIXES
-from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES
+from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, POLICY_TABLES
 
 
 def remove(results: Path, made: Collection[str]) -> None:
@@ -32,9 +32,9 @@ def remove(results: Path, made: Collection[str]) -> None:
 
 
 def _documents(results: Path) -> Iterator[Path]:
-    """Yield figures, paper, claims, tables of locality and pins; every run has the other tables."""
+    """Yield figures, paper, claims, and the tables that not every run of a study has."""
     for figure in FIGURES:
         yield from (results / "figures" / f"{figure}{suffix}" for suffix in SUFFIXES)
     yield from (results / name for name in ("paper.pdf", "claims.json"))
-    for table in (*LOCALITY_TABLES, *CALIBRATION_TABLES):
+    for table in (*LOCALITY_TABLES, *CALIBRATION_TABLES, *POLICY_TABLES):
         yield from (results / "tables" / f"{table}.{suffix}" for suffix in ("csv", "md", "tex"))

@@ -20,12 +20,16 @@ from tec.verdicts import judge
 
 
 def parity_plan(steps: Steps) -> list[Step]:
-    """Return the processes that parity is judged from."""
-    reference = steps.reference
-    cached = steps.cached
+    """Return the processes that parity is judged from.
+
+    Perplexity and divergence stand beside the bits of the smallest and the largest capacity; where
+    the CPU computes misses they stand in their place, and every capacity has them.
+    """
+    reference, copying = steps.reference, steps.copying
     greedy = [(reference, number) for number in range(steps.scope.parity.rounds)]
-    greedy += [(arm, 0) for arm in cached]
-    compared = [reference, *dict.fromkeys((cached[0], cached[-1]))] if cached else [reference]
+    greedy += [(arm, 0) for arm in steps.cached]
+    ends = dict.fromkeys((*copying[:1], *copying[-1:]))
+    compared = [reference, *ends, *(arm for arm in steps.cached if arm not in copying)]
     return [
         *(steps.decode_batches(arm, number) for arm, number in greedy),
         steps.reference_perplexity(reference),

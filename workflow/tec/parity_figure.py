@@ -22,7 +22,7 @@ from tec.figure_style import (
     label_functional,
 )
 from tec.table import EMPTY
-from tec.verdicts import PAST
+from tec.verdicts import BY_CPU, PAST
 
 CHECKS = ("self", "bitwise", "greedy", "ppl", "kl")
 _IN_PART = ("ppl", "kl")
@@ -64,10 +64,14 @@ class _Column:
 
 
 def parity(results: Results) -> Figure:
-    """Every check of every row; of a single row, of every arm."""
+    """Every check of every row; of a single row, of every arm.
+
+    A comparison of bits that nobody asks for, as the CPU computed misses, is none.
+    """
     columns = ["row", "arm", "check", "verdict", "detail", "evidence", "batch"]
     table = results.table("parity", columns)
     table = table.assign(batch=table["batch"].fillna(0).astype(int), past=_went_past(table))
+    table = table[~table["detail"].astype(str).str.contains(BY_CPU, regex=False)]
     failed = results.failures()
     judged = table.dropna(subset=["arm"])
     rows = list(dict.fromkeys([*table["row"], *failed]))

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from tec.card import FREE, check_one_gpu
 from tec.choice import slots_of
-from tec.config import SearchedArm
+from tec.config import SearchedArm, SweptArm
 from tec.errors import TecError
 from tec.expert_bench import ExpertBench
 from tec.layer_sizes import LayerSizes, read_layer_sizes
@@ -57,11 +57,12 @@ class Placement:
 
         Without a cached arm the stock engine's arms still have their capacities' limits.
         """
+        arms = sorted(self.steps.arms.items(), key=lambda item: isinstance(item[1], SearchedArm))
         chosen: dict[int, str] = {}
-        for name, arm in self.steps.arms.items():
+        for name, arm in arms:  # those with the cache on first
             slots = slots_of(arm)
-            if slots is not None and (slots not in chosen or arm.expert_cache != "off"):
-                chosen[slots] = name
+            if slots is not None:
+                chosen.setdefault(slots, name)
         return dict(sorted(chosen.items()))
 
     @cached_property
@@ -69,7 +70,7 @@ class Placement:
         """MiB of VRAM for each capacity that the card has room for.
 
         The use grows with the slots, and with nothing else; so one loaded arm tells that of all,
-        and loading the largest at its limit checks it.
+        and loading the largest of every policy at its limit checks it.
 
         Raises:
             TecError: not even the smallest capacity fits.
@@ -84,7 +85,7 @@ class Placement:
                 if (limit := self._limit(slots, widening * margin)) is not None
             }
             largest = max(found)
-            if self._cached_fits(largest, found[largest]):
+            if self._all_fit(largest, found[largest]):
                 return found
         raise TecError(
             f"{largest} slots do not fit at {found[largest]} MiB, where they were expected to",
@@ -127,6 +128,18 @@ class Placement:
 
     def _cached_fits(self, slots: int, limit: int) -> bool:
         return self.prober.run(self._cached(slots, limit)).fits
+
+    def _all_fit(self, slots: int, limit: int) -> bool:
+        """Say whether every cached arm of a capacity fits: policies differ in their buffers."""
+        others = [name for name in self._cached_arms(slots) if name != self.capacities[slots]]
+        probes = (self.replay.probe(name, self.replay.words(name), limit) for name in others)
+        return self._cached_fits(slots, limit) and all(
+            self.prober.run(probe).fits for probe in probes
+        )
+
+    def _cached_arms(self, slots: int) -> list[str]:
+        arms = self.steps.arms.items()
+        return [name for name, arm in arms if isinstance(arm, SweptArm) and slots_of(arm) == slots]
 
     def _cached(self, slots: int, limit: int) -> Step:
         """Return the probe of a capacity, with the options of its cached arm where it is chosen."""

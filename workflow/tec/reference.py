@@ -30,7 +30,7 @@ from tec.reference_index import INDEX, index_of
 from tec.selection import select
 from tec.system import System
 from tec.table import write_tables
-from tec.tables import study_tables
+from tec.tables import has_policies, study_tables
 from tec.verdicts import judge
 from tec.verify import problems
 
@@ -78,8 +78,8 @@ def make_tables(folder: Path) -> None:
     for verdicts in judged:
         text = "".join(verdict.model_dump_json() + "\n" for verdict in verdicts)
         write_atomically(folder / "verdicts" / f"{verdicts[0].row}.jsonl", text)
-    tables = study_tables(list(runs.values()), judged, replays="replay" in _protocols(runs))
-    write_tables(tables, folder / "tables")
+    replays, policies = "replay" in _protocols(runs), has_policies(runs.values())
+    write_tables(study_tables(list(runs.values()), judged, replays, policies), folder / "tables")
     traced = [found[0].row for found in runs.values() if found[0].protocol == "locality"]
     if traced:
         write_locality_tables(folder, traced)
@@ -96,6 +96,8 @@ def rebuild(folder: Path) -> None:
     subjects = {_SUBJECTS[protocol] for protocol in _protocols(runs) & _SUBJECTS.keys()}
     if any(records[0].model.variant == "miniature" for records in runs.values()):
         subjects.add("miniatures")
+    if has_policies(runs.values()):
+        subjects.add("policies")
     make_figures(folder, figures_of(subjects))
 
 

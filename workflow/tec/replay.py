@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -70,10 +70,14 @@ def parity_plan(steps: Steps, session: Session, wait: float) -> list[Step]:
     limit here too, so that they are as many. The reference has every expert on the GPU: the
     resident arm, or else `STREAMED`. One sequence follows the trace; several together follow the
     router.
+
+    Of a policy whose misses the CPU computes the first arm is enough: bits are not asked for, and
+    generated weights have no tokens or text to ask for. Its verdicts say so.
     """
     replay = ReplaySteps(steps)
     placed = place(steps, session, wait)
-    cached = [name for name in steps.cached if name in placed]
+    compared = {*steps.copying, *_first_of_policies(steps, placed)}
+    cached = [name for name in placed if name in compared]
     sized = [name for name in cached if steps.arms[name].expert_cache == "auto"]
     limits = {name: placed[name].limit_mib for name in sized}
     rounds = range(steps.scope.parity.rounds)
@@ -84,6 +88,15 @@ def parity_plan(steps: Steps, session: Session, wait: float) -> list[Step]:
     ]
 
 
+def _first_of_policies(steps: Steps, placed: Iterable[str]) -> Iterable[str]:
+    """Return the first placed arm of every policy whose misses the CPU computes."""
+    first: dict[str | None, str] = {}
+    for name in placed:
+        if steps.arms[name].computes_misses:
+            first.setdefault(steps.arms[name].expert_cache_policy, name)
+    return first.values()
+
+
 def _parity_steps(
     replay: ReplaySteps, arm: str, number: int, limit_mib: int | None
 ) -> Sequence[Step]:
@@ -91,7 +104,8 @@ def _parity_steps(
     streamed = (*ON_GPU, "--n-cpu-moe", "99", "--expert-cache", "off")
     words = streamed if arm == STREAMED else replay.words(arm)
     steps = [replay.whole(arm, number, words, limit_mib)]
-    if any(batch > 1 for batch in replay.steps.scope.parity.batches):
+    alone = arm in replay.steps.arms and replay.steps.arms[arm].computes_misses
+    if not alone and any(batch > 1 for batch in replay.steps.scope.parity.batches):
         steps.append(replay.together(arm, number, words))
     if arm == STREAMED:
         steps = [replace(step, environment=_STREAMS) for step in steps]

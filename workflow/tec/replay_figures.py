@@ -27,9 +27,12 @@ from tec.figure_style import (
     panels,
     share_ticks,
 )
+from tec.policies import ON_CPU
 from tec.stats import COLD_STEPS
 
-_COLUMNS = ("row", "arm", "protocol", "capacity", "capacity_share", "n_expert", "evidence")
+_COLUMNS = (
+    *("row", "arm", "protocol", "capacity", "capacity_share", "n_expert", "evidence", "policy"),
+)
 _SPEEDS = (
     *("tg_tps", "tg_tps_lo", "tg_tps_hi", "resident_tps", "bound_tps", "speedup"),
     *("vram_limit_gib",),
@@ -136,9 +139,12 @@ def time_split(part: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _replays(results: Results, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Return the replay's lines of the capacity table, with the kind of each arm."""
+    """Return the replay's lines of the capacity table, with the kind of each arm.
+
+    Arms whose misses the CPU computes have a figure of their own (`tec.policies_figure`).
+    """
     table = results.table("capacity", [*_COLUMNS, *columns])
-    table = table[table["protocol"] == "replay"]
+    table = table[(table["protocol"] == "replay") & ~table["policy"].isin(ON_CPU)]
     names = [re.fullmatch(r"(.+?)(?:-c(\d+))?", arm) for arm in table["arm"]]
     slots = [float(name[2]) if name and name[2] else None for name in names]
     return table.assign(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from tec import expert_bench
+from tec.belady import belady_misses
 from tec.config import ReplayProtocol
 from tec.errors import TecError
+from tec.expert_bench import ExpertBench
 from tec.inputs import input_folder
 from tec.prober import MISFIT
-from tec.process import ToolError
+from tec.process import Finished, ToolError
 from tec.records import PROBE
 from tec.replay_inputs import ReplayInputs, write_pins, write_replay_inputs
+from tec.routing_trace import read_trace
 from tec.session import Step
 from tec.steps import Steps, shown
 from tec.summary import is_resident
@@ -79,9 +84,10 @@ class ReplaySteps:
         """
         step = self._step(arm, placed.words, self.protocol.n_gen, placed.limit_mib)
         parse = partial(
-            expert_bench.parse_replayed,
+            _parse_replayed,
             expert_cache=step.expert_cache,
             statistics=statistics_file(self.inputs.trace),
+            trace=self.inputs.trace,
         )
         step = replace(step, test=REPLAY, round=number, parse=parse)
         if is_resident(arm):
@@ -157,6 +163,32 @@ class ReplaySteps:
         parse = partial(expert_bench.parse, expert_cache=asked)
         reads = (self.inputs.tokens, self.inputs.trace)
         return Step(arm, REPLAY, 0, asked, command, parse, reads)
+
+
+def _parse_replayed(
+    finished: Finished, expert_cache: str, statistics: Path, trace: Path
+) -> dict[str, Any]:
+    """Return the tool's line with what is known of the trace it followed.
+
+    That is `trace_statistics`, of the whole trace, and with the cache on `belady`: what Belady's
+    policy misses with as many slots, over exactly the tokens that were decoded.
+    """
+    result = expert_bench.parse(finished, expert_cache)
+    known = json.loads(statistics.read_text(encoding="utf-8"))
+    return {**result, "trace_statistics": known, **_belady(result, trace, known["n_expert"])}
+
+
+def _belady(result: Mapping[str, Any], trace: Path, n_expert: int) -> dict[str, Any]:
+    """Return `belady` for a run in which every MoE layer has slots; nothing for another one."""
+    run = ExpertBench.model_validate(result)
+    whole = read_trace(trace, n_expert)
+    if run.capacity is None or len(result["layers"]) != whole.n_layers:
+        return {}
+    followed = replace(whole, selections=whole.selections[: run.decode_tokens])
+    misses = belady_misses(followed, run.capacity)
+    sizes = [layer["expert_bytes"] for layer in result["layers"]]
+    moved = sum(int(count) * size for count, size in zip(misses, sizes, strict=True))
+    return {"belady": {"misses": int(misses.sum()), "bytes": moved}}
 
 
 def option(words: Sequence[str], name: str) -> str | None:

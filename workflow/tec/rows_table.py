@@ -12,7 +12,7 @@ from tec.quantities import GIB
 from tec.records import Check, Outcome, Verdict
 from tec.routing_summary import RoutingSummary
 from tec.table import Column, Table, Value, digits, percent
-from tec.verdicts import went_past
+from tec.verdicts import on_cpu, went_past
 
 _ROUTING = (
     *("overlap_8", "overlap_8_uniform", "median_reuse"),
@@ -112,9 +112,10 @@ def _configured(row: str) -> Row | None:
 def _all_of(verdicts: Sequence[Verdict], check: Check) -> Outcome:
     """Return one verdict for a check at every capacity and batch; the worst counts.
 
-    Steps that went past the cache do not count.
+    Steps that went past the cache, and those with misses that the CPU computed, do not count.
     """
-    found = {v.verdict for v in verdicts if v.check == check and not went_past(v)}
+    counted = [v for v in verdicts if v.check == check and not went_past(v) and not on_cpu(v)]
+    found = {v.verdict for v in counted}
     if "fail" in found:
         return "fail"
     return "pass" if found == {"pass"} else "not_run"

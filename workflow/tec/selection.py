@@ -95,6 +95,16 @@ class Selection:
             )
 
     @property
+    def has_policies(self) -> bool:
+        """Whether arms whose misses the CPU computes are measured along a trace."""
+        return any(
+            arm.computes_misses
+            for row in self.rows
+            if "replay" in self.protocols(row)
+            for arm in self.chosen(row).values()
+        )
+
+    @property
     def compares(self) -> bool:
         """Whether every row runs with the cache on and off, as figures and paper need it."""
         modes = [{arm.expert_cache == "off" for arm in self.chosen(r).values()} for r in self.rows]

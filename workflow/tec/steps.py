@@ -54,6 +54,11 @@ class Steps:
         """The arms with the cache on."""
         return [name for name, arm in self.arms.items() if arm.expert_cache != "off"]
 
+    @property
+    def copying(self) -> list[str]:
+        """Those of them that copy every miss: the device computes all, and bits can be compared."""
+        return [name for name in self.cached if not self.arms[name].computes_misses]
+
     @cached_property
     def reference(self) -> str:
         """The arm that the others are compared with: the first with the cache off.

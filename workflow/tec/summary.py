@@ -11,6 +11,7 @@ from tec.errors import TecError
 from tec.expert_bench import ExpertBench
 from tec.gguf_file import ModelInfo
 from tec.llama_bench import LlamaBench
+from tec.policies import ON_CPU, CachePolicy
 from tec.records import PROBE, Evidence, Protocol, Record
 from tec.stats import Interval, cold_tps, paired_ratio, steady_tps
 
@@ -39,6 +40,10 @@ class ArmSummary:
     pp: Mapping[int, float]
     hit_rate: float | None
     """Hits / (hits + misses) over all rounds; None with the cache off."""
+    policy: CachePolicy | None = None
+    """In force; None with the cache off."""
+    choice: str | None = None
+    """What hybrid does with misses by its costs: copy, cpu or split; of the first process."""
     capacity: int | None = None
     """Slots per layer in force; None with the cache off."""
     vram_bytes: int | None = None
@@ -48,7 +53,11 @@ class ArmSummary:
     """VRAM that the arm could have; None without a limit."""
     misses_per_token: float | None = None
     bytes_per_token: float | None = None
-    """Of missed experts."""
+    """Of experts copied into slots."""
+    belady_misses_per_token: float | None = None
+    """What Belady's policy misses with as many slots; None without a trace."""
+    belady_bytes_per_token: float | None = None
+    """Of these misses."""
     bandwidth: float | None = None
     """Bytes per second from pinned host memory to the device, median of the arm's processes."""
     command: tuple[str, ...] = ()
@@ -65,6 +74,11 @@ class ArmSummary:
     def pp_tps(self) -> float | None:
         """Prompt throughput, median over rounds; None where no prompt was processed."""
         return median(self.pp.values()) if self.pp else None
+
+    @property
+    def computes_misses(self) -> bool:
+        """Whether the CPU computes misses, so that outputs are not those of the resident model."""
+        return self.policy in ON_CPU
 
     @property
     def capacity_share(self) -> float | None:
@@ -133,6 +147,7 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
     copied = [run.host_copy.bytes_per_second for run in runs.values() if run.host_copy]
     tokens = sum(run.decode_tokens for run in runs.values())
     cached = last.capacity is not None
+    least = last.belady
     return ArmSummary(
         row=first.row,
         arm=first.arm,
@@ -145,6 +160,8 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
         hit_rate=_share(
             sum(run.hits for run in runs.values()), sum(run.misses for run in runs.values())
         ),
+        policy=last.policy,
+        choice=last.status.hybrid.choice if last.status.hybrid else None,
         capacity=last.capacity,
         vram_bytes=last.vram_bytes if first.evidence == "gpu" else None,
         cold_tps=median(cold_tps(record.result) for record in records),
@@ -152,6 +169,8 @@ def _from_expert_bench(records: Sequence[Record], role: Role) -> ArmSummary:
         limit_bytes=last.vram_limit_bytes,
         misses_per_token=sum(run.misses for run in runs.values()) / tokens if cached else None,
         bytes_per_token=sum(run.bytes_moved for run in runs.values()) / tokens if cached else None,
+        belady_misses_per_token=least.misses / last.decode_tokens if least else None,
+        belady_bytes_per_token=least.bytes / last.decode_tokens if least else None,
         bandwidth=median(copied) if copied else None,
         command=first.command,
         settings=first.key.settings,
@@ -175,6 +194,7 @@ def _from_llama_bench(records: Sequence[Record], role: Role) -> ArmSummary:
             sum(run.expert_cache_hits for run in decodes),
             sum(run.expert_cache_misses for run in decodes),
         ),
+        policy=decodes[0].policy,
         capacity=decodes[0].capacity,
         settings=first.key.settings,
     )
@@ -234,14 +254,34 @@ def bound_tps(arm: ArmSummary, group: Sequence[ArmSummary]) -> float | None:
     """Return the most tokens per second of an arm that fetches what it misses, by DESIGN section 4.
 
     Time per token >= time per token of the resident model + bytes of missed experts / bandwidth
-    from host memory to the device, where nothing overlaps.
+    from host memory to the device, where nothing overlaps. An arm whose misses the CPU computes has
+    no such bound.
 
     Args:
         arm: a cached arm.
         group: the arms of its row and protocol; the bandwidth is the median of theirs.
     """
+    return None if arm.computes_misses else _fetching_tps(arm.bytes_per_token, group)
+
+
+def belady_tps(arm: ArmSummary, group: Sequence[ArmSummary]) -> float | None:
+    """Return the same bound with Belady's misses, the fewest that there can be with as many slots.
+
+    It holds for the tokens of the trace that were decoded, and for arms that copy what they miss:
+    no choice of victims makes them faster. It does not hold where the CPU computes misses. That is
+    bound by Belady in its hits, and not in its speed.
+
+    Args:
+        arm: any arm with so many slots.
+        group: as above.
+    """
+    return _fetching_tps(arm.belady_bytes_per_token, group)
+
+
+def _fetching_tps(bytes_per_token: float | None, group: Sequence[ArmSummary]) -> float | None:
+    """Return the tokens per second of the resident time and that of copying so many bytes."""
     resident = fastest(group, "resident")
     bandwidths = [other.bandwidth for other in group if other.bandwidth]
-    if resident is None or not bandwidths or arm.bytes_per_token is None:
+    if resident is None or not bandwidths or bytes_per_token is None:
         return None
-    return 1 / (1 / resident.tg_tps + arm.bytes_per_token / median(bandwidths))
+    return 1 / (1 / resident.tg_tps + bytes_per_token / median(bandwidths))

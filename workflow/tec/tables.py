@@ -11,12 +11,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tec.baselines_table import baselines_table
+from tec.expert_bench import ExpertBench
 from tec.headline_table import headline_table
 from tec.loss_table import loss_table
 from tec.main_table import main_table
 from tec.outcome import Failure, read_records_or_failure, read_verdicts_or_failure
+from tec.policies import ON_CPU
+from tec.policies_table import policies_table
 from tec.quantities import GIB, MIB
-from tec.records import Record, Verdict
+from tec.records import PROBE, Record, Verdict
 from tec.rows_table import rows_table
 from tec.stats import COLD_STEPS, Interval, paired_ratio
 from tec.summary import (
@@ -50,6 +53,11 @@ REPLAY_TABLES = {
     "traces": "row,profile,source,seed,tokens,next_token,within_8," + ",".join(LRU),
 }
 """The same for the rows that have the protocol `replay`."""
+POLICY_TABLES = {
+    "policies": "row,trace,capacity,capacity_share,policy,tps,lo,hi,hit_rate,share_of_resident,"
+    "against_stock,exact,evidence"
+}
+"""The same for the rows with that protocol where arms differ in the cache's policy."""
 LOCALITY_TABLES = {
     "locality": "row,trace,policy,capacity,hit_rate",
     "reuse": "row,trace,overlap_8,uniform_8,median_reuse",
@@ -71,7 +79,7 @@ def capacity_table(arms: Sequence[ArmSummary]) -> Table:
             *("n_expert", "tg_tps_lo", "tg_tps_hi", "cold_tps", "steady_tps", "rounds"),
             *("cold_steps", "variant", "vram_limit_gib", "resident_share", "bound_share"),
             *("misses_per_token", "mib_per_token", "bandwidth_gbs", "baseline_arm", "baseline_tps"),
-            *("speedup", "speedup_lo", "speedup_hi", "aa_arm", "aa_lo", "aa_hi"),
+            *("speedup", "speedup_lo", "speedup_hi", "aa_arm", "aa_lo", "aa_hi", "policy"),
         ),
         columns=(
             Column("row", "row"),
@@ -128,6 +136,7 @@ def _capacity_row(arm: ArmSummary, group: Sequence[ArmSummary]) -> dict[str, Val
         "mib_per_token": None if arm.bytes_per_token is None else arm.bytes_per_token / MIB,
         "bandwidth_gbs": None if arm.bandwidth is None else arm.bandwidth / 1e9,
         **_against_baseline(arm, group),
+        "policy": arm.policy,
     }
 
 
@@ -257,13 +266,15 @@ def study_tables(
     runs: Sequence[Sequence[Record] | Failure],
     verdicts: Sequence[Sequence[Verdict] | Failure],
     replays: bool,
+    policies: bool = False,
 ) -> list[Table]:
-    """Return the tables of `TABLES` and, with `replays`, those of `REPLAY_TABLES`.
+    """Return the tables of `TABLES` and, where asked for, of `REPLAY_TABLES` and `POLICY_TABLES`.
 
     Args:
         runs: each file's records, or the failure in their place; rows keep this order.
         verdicts: the same of the verdicts.
         replays: whether the study has the protocol replay.
+        policies: whether its arms differ in the cache's policy.
     """
     records = [record for file in runs if not isinstance(file, Failure) for record in file]
     arms = summarise(records)
@@ -286,7 +297,19 @@ def study_tables(
             baselines_table(records),
             traces_table(records),
         ]
-    return tables
+    return [*tables, policies_table(arms, records, judged)] if policies else tables
+
+
+def has_policies(runs: Iterable[Iterable[Record]]) -> bool:
+    """Say whether a replay has arms whose misses the CPU computes, beside the others."""
+    return any(
+        record.protocol == "replay"
+        and record.test != PROBE
+        and record.fits
+        and ExpertBench.model_validate(record.result).policy in ON_CPU
+        for records in runs
+        for record in records
+    )
 
 
 def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -295,6 +318,7 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="files of records")
     parser.add_argument("--verdicts", type=Path, nargs="+", required=True)
     parser.add_argument("--baselines", action="store_true", help="of the protocol replay too")
+    parser.add_argument("--policies", action="store_true", help="of the cache's policies too")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder")
     parser.set_defaults(run=_tables)
 
@@ -302,4 +326,5 @@ def register(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _tables(options: argparse.Namespace) -> None:
     runs = [read_records_or_failure(path) for path in options.runs]
     verdicts = [read_verdicts_or_failure(path) for path in options.verdicts]
-    write_tables(study_tables(runs, verdicts, options.baselines), options.out)
+    tables = study_tables(runs, verdicts, options.baselines, options.policies)
+    write_tables(tables, options.out)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tec.errors import TecError
-from tec.figure_data import Results, by_capacity, slots
+from tec.figure_data import Results, by_capacity, policy, slots
 from tec.figure_style import (
     COUNTED_ON_CPU,
     INK,
@@ -159,8 +159,8 @@ def _steady_ms(runs: Sequence[Record]) -> Floats:
 def _chosen_arms(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the arms of a cold-start panel by role; one arm may be all that there is for two."""
     arms = by_capacity(records)
-    cached = [arm for arm, runs in arms.items() if slots(runs[0]) is not None]
-    without = [arm for arm in arms if arm not in cached]
+    cached = [arm for arm, runs in arms.items() if policy(runs[0]) == "lru"]
+    without = [arm for arm, runs in arms.items() if policy(runs[0]) is None]
     named = [arm for arm in without if arm in ("off", "resident")]
     if records[0].protocol != "replay":  # there the others had less memory
         named += without

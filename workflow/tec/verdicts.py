@@ -5,6 +5,10 @@
 3. greedy: the same tokens as the stock engine with its experts on the CPU;
 4. ppl, kl: perplexity and KL divergence on a text.
 
+An arm whose misses the CPU computes (the policies `hot` and `hybrid`) is held to the last two: the
+CPU's sums have another order than the device's. Where it computed nothing, its bits are compared
+too.
+
 The first three are judged for every number of sequences decoded together (batch). A bitwise check
 counts only where the cache was at work: steps with more experts than slots go past it, and where
 there are fewer slots than experts some expert must have been copied into one.
@@ -23,19 +27,34 @@ from dataclasses import dataclass
 from tec.errors import TecError
 from tec.expert_bench import Batches, ExpertBench, Prompt
 from tec.perplexity import Divergence
+from tec.policies import ON_CPU
 from tec.records import Check, Outcome, Record, Verdict
 
 _Finding = tuple[Outcome, str]
 
 ENFORCED: tuple[Check, ...] = ("self", "bitwise")
 
-PPL_TOLERANCE = 1e-3
-"""Largest relative difference of the perplexities that passes."""
-KL_TOLERANCE = 1e-4
-"""Largest mean KL divergence, in nats per token above the reference's own, that passes."""
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What passes on a text."""
+
+    ppl: float
+    """Largest relative difference of the perplexities."""
+    kl: float
+    """Largest mean KL divergence, in nats per token above the reference's own."""
+
+
+SAME_SUMS = Tolerance(ppl=1e-3, kl=1e-4)
+OTHER_SUMS = Tolerance(ppl=5e-3, kl=1e-3)
+"""For arms whose misses the CPU computes. The stock engine differs from itself by 1.2e-3 and 3.0e-4
+on the shipped model, with and without repacked weights: sums in another order, of activations
+rounded to 8 bits."""
 
 PAST = "go past the cache"
 """In the detail of a bitwise check: equal, but not the cache's doing."""
+BY_CPU = "misses computed by the CPU"
+"""In the detail of a bitwise check that was not made, as sums have another order there."""
 
 _GENERATED = "for trained models only: the weights are generated, and text means nothing to them"
 _AT_THE_ENDS = "run at the smallest and the largest capacity only"
@@ -49,10 +68,15 @@ def judge(records: Sequence[Record]) -> list[Verdict]:
 def enforce(verdicts: Sequence[Verdict]) -> None:
     """Raise a TecError when a check that decides about the run has not passed.
 
-    Steps that go past the cache decide nothing.
+    Steps that go past the cache decide nothing. Of an arm whose misses the CPU computed, perplexity
+    and divergence decide: a difference in the last bits may turn a token over.
     """
+    computed = {(v.row, v.arm) for v in verdicts if on_cpu(v)}
     failed = [
-        v for v in verdicts if v.check in ENFORCED and v.verdict != "pass" and not went_past(v)
+        v
+        for v in verdicts
+        if (v.check in ENFORCED and v.verdict != "pass" and not went_past(v) and not on_cpu(v))
+        or ((v.row, v.arm) in computed and v.check in ("ppl", "kl") and v.verdict == "fail")
     ]
     if failed:
         raise TecError(
@@ -64,6 +88,11 @@ def enforce(verdicts: Sequence[Verdict]) -> None:
 def went_past(verdict: Verdict) -> bool:
     """Say whether a check's outputs are equal, but its steps too large for the cache."""
     return verdict.verdict == "not_run" and PAST in verdict.detail
+
+
+def on_cpu(verdict: Verdict) -> bool:
+    """Say whether a check of bits was not made because the CPU computed misses."""
+    return verdict.verdict == "not_run" and BY_CPU in verdict.detail
 
 
 class _Judge:
@@ -87,12 +116,11 @@ class _Judge:
 
     def verdicts(self) -> Iterator[Verdict]:
         """Yield the reference's checks, then every cached arm's."""
-        batches = list(self.greedy[self.reference][0])
-        for batch in batches:
+        for batch in self.greedy[self.reference][0]:
             yield self._verdict(self.reference, "self", self._self(batch), batch)
-        for arm in self.greedy:
+        for arm, (first, *_) in self.greedy.items():
             if arm != self.reference:
-                for batch in batches:
+                for batch in first:
                     yield self._verdict(arm, "bitwise", self._bitwise(arm, batch), batch)
                     yield self._verdict(arm, "greedy", self._greedy(arm, batch), batch)
                 yield self._verdict(arm, "ppl", self._ppl(arm))
@@ -123,6 +151,10 @@ class _Judge:
 
     def _bitwise(self, arm: str, batch: int) -> _Finding:
         reference, run = self.greedy[self.reference][0][batch], self.greedy[arm][0][batch]
+        if computed := max(run.computed, run.status.computed_by_cpu):
+            held = "trained models are" if self.generated else "the arm is"
+            why = f"whose sums have another order: {held} held to tokens, perplexity and divergence"
+            return "not_run", f"{computed} {BY_CPU}, {why}"
         if (place := _first_difference(reference, run, _logits)) is not None:
             return "fail", f"logits differ from those of {self.reference} first at {place}"
         equal = f"logits of {_n_steps(run)} steps equal those of {self.reference}"
@@ -156,7 +188,7 @@ class _Judge:
         reference = self.divergence[self.reference].ppl
         apart = found.ppl / reference - 1
         detail = f"{found.ppl:.4f}, {self.reference} {reference:.4f} ({apart:+.1e})"
-        return ("pass" if abs(apart) <= PPL_TOLERANCE else "fail"), detail
+        return ("pass" if abs(apart) <= self._tolerance(arm).ppl else "fail"), detail
 
     def _kl(self, arm: str) -> _Finding:
         found = self.divergence.get(arm)
@@ -167,7 +199,11 @@ class _Judge:
             f"mean {_nats(found.kl_mean)} nats, {self.reference} itself {_nats(floor)}; "
             f"same top token {found.same_top:.1f} %"
         )
-        return ("pass" if found.kl_mean <= floor + KL_TOLERANCE else "fail"), detail
+        return ("pass" if found.kl_mean <= floor + self._tolerance(arm).kl else "fail"), detail
+
+    def _tolerance(self, arm: str) -> Tolerance:
+        runs = self.greedy[arm][0].values()
+        return OTHER_SUMS if any(run.policy in ON_CPU for run in runs) else SAME_SUMS
 
 
 @dataclass(frozen=True)

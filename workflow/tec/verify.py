@@ -11,13 +11,14 @@ from pathlib import Path
 from tec.choice import sweep_of
 from tec.config import Study
 from tec.errors import TecError
+from tec.expert_bench import ExpertBench
 from tec.inputs import INPUTS
 from tec.outcome import Failure, read_records_or_failure
 from tec.paths import RESULTS
 from tec.records import PROBE
 from tec.selection import Selection, add_study_arguments, select_study
-from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, REPLAY_TABLES, TABLES
-from tec.verdicts import ENFORCED, PAST
+from tec.tables import CALIBRATION_TABLES, LOCALITY_TABLES, POLICY_TABLES, REPLAY_TABLES, TABLES
+from tec.verdicts import BY_CPU, ENFORCED, PAST
 
 MAGIC = {".svg": b"<?xml", ".pdf": b"%PDF-", ".npy": b"\x93NUMPY"}
 _COPIED = re.compile(r"\b[1-9]\d* experts copied into slots")
@@ -30,7 +31,9 @@ def problems(selection: Selection, results: Path) -> Iterator[str]:
         for protocol in selection.protocols(row):
             yield from _run(results / "runs" / f"{row}.{protocol}.jsonl", selection.study)
     replays = any("replay" in selection.protocols(row) for row in selection.rows)
-    for name, columns in (TABLES | (REPLAY_TABLES if replays else {})).items():
+    tables = TABLES | (REPLAY_TABLES if replays else {})
+    tables |= POLICY_TABLES if selection.has_policies else {}
+    for name, columns in tables.items():
         yield from _table(results / "tables" / f"{name}.csv", columns.split(","))
     if traced := [row for row in selection.rows if "locality" in selection.protocols(row)]:
         yield from _locality(results, traced)
@@ -102,7 +105,8 @@ def _parity(tables: Path, selection: Selection) -> Iterator[str]:
     lines = [line for line in _rows(path) if line["check"] in ENFORCED]
     models = {line["row"]: line for line in _rows(tables / "rows.csv")}
     for line in lines:
-        if line["verdict"] != "pass" and not _is_served_elsewhere(line, lines, models):
+        elsewhere = _is_served_elsewhere(line, lines, models) or _is_held_otherwise(line)
+        if line["verdict"] != "pass" and not elsewhere:
             what = "failed" if line["verdict"] == "fail" else line["verdict"]
             yield f"{path}: {line['row']} {line['arm']} {line['check']} {what}: {line['detail']}"
     for row in selection.rows:
@@ -117,7 +121,7 @@ def _parity(tables: Path, selection: Selection) -> Iterator[str]:
 
 
 def _replayed(results: Path, selection: Selection) -> Iterator[str]:
-    """Yield arms with the cache on that were measured along a trace and never checked bitwise."""
+    """Yield arms that copied their misses along a trace and were never checked bitwise."""
     path = results / "tables" / "parity.csv"
     checked = {(line["row"], line["arm"]) for line in _rows(path) if line["check"] == "bitwise"}
     for row in selection.rows:
@@ -126,7 +130,7 @@ def _replayed(results: Path, selection: Selection) -> Iterator[str]:
         for arm in dict.fromkeys(
             record.arm
             for record in (records if isinstance(records, list) else [])
-            if record.test != PROBE and record.expert_cache != "off"
+            if record.test != PROBE and ExpertBench.model_validate(record.result).policy == "lru"
         ):
             if (row, arm) not in checked:
                 yield f"{path}: {row} {arm} has a replay and no verdict 'bitwise'"
@@ -148,6 +152,11 @@ def _is_served_elsewhere(
     ]
     served = any(other["verdict"] == "pass" and _COPIED.search(other["detail"]) for other in same)
     return served or _is_too_big(line, models)
+
+
+def _is_held_otherwise(line: dict[str, str]) -> bool:
+    """Say whether bits were not compared because the CPU computed misses."""
+    return line["verdict"] == "not_run" and BY_CPU in line["detail"]
 
 
 def _is_too_big(line: dict[str, str], models: dict[str, dict[str, str]]) -> bool:
