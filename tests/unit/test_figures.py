@@ -286,6 +286,6 @@ def test_inputs_of_a_figure_are_tables_and_records_of_every_row() -> None:
 
 def test_figures_of_a_study_are_those_it_has_data_for() -> None:
     assert set(figures_of({"rows", "parity"})) == set(FIGURES) - {
-        *("miniatures", "overlap", "reuse", "policies", "calibration"),
+        *("miniatures", "overlap", "reuse", "policies", "policy-hits", "calibration"),
         *("speed", "split", "loss", "replay-start"),
     }

@@ -14,7 +14,7 @@ from tec.figure_data import Results
 from tec.figure_style import COLUMN_WIDTH, PAGE_WIDTH
 from tec.figures import make_figures
 from tec.locality import POLICIES
-from tec.locality_figures import overlap, policies, reuse
+from tec.locality_figures import overlap, policy_hits, reuse
 
 ROWS = (ROW, "second-row")
 INPUTS = ("text", "random")
@@ -63,8 +63,10 @@ def test_reuse_goes_up_to_the_whole_trace(one: Results) -> None:
         assert shares == sorted(shares)
 
 
-def test_policies_has_every_capacity_and_the_counted_points_on_the_lru_line(one: Results) -> None:
-    figure = policies(one)
+def test_policy_hits_has_every_capacity_and_the_counted_points_on_the_lru_line(
+    one: Results,
+) -> None:
+    figure = policy_hits(one)
     assert [axis.get_title() for axis in figure.axes] == ["real text", "random tokens"]
     _, *lines, counted = curves(figure)
     assert len(lines) == len(POLICIES)
@@ -74,7 +76,7 @@ def test_policies_has_every_capacity_and_the_counted_points_on_the_lru_line(one:
     assert {"LRU", "LFU", "Belady's bound", "LRU as counted"} <= texts(figure)
 
 
-@pytest.mark.parametrize(("draw", "panels"), [(overlap, 2), (reuse, 2), (policies, 4)])
+@pytest.mark.parametrize(("draw", "panels"), [(overlap, 2), (reuse, 2), (policy_hits, 4)])
 def test_several_rows_have_panels_on_a_page(
     several: Results, draw: Callable[[Results], Figure], panels: int
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fake_results import write_model, write_results
+from replay_results import write_replays
 from tec import figures
 from tec.errors import TecError
 from tec.figure_data import Subject
@@ -165,6 +166,29 @@ def test_kept_records_without_a_resident_run_make_a_paper(root: Path) -> None:
     claims = json.loads(make_paper(root / "results" / "demo", root)[0].read_text())
     assert claims["quarter_loss"]["text"] is None
     assert claims["half_speedup"]["text"] is not None
+
+
+def test_kept_runs_of_the_policies_have_their_section_and_figure(root: Path) -> None:
+    keep_records(root)
+    index = root / "results" / "reference" / "index.csv"
+    lines = list(csv.DictReader(index.read_text().splitlines()))
+    lines.append({**lines[0], "folder": "card/policies", "study": "policies"})
+    with index.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    kept = index.parent / "card" / "policies"
+    make_figures(write_replays(kept, ["toy"], policies=("hot", "hybrid")), ["policies"])
+    results = root / "results" / "demo"
+    claims = json.loads(make_paper(results, root)[0].read_text())
+    table = csv.DictReader((kept / "tables" / "policies.csv").read_text().splitlines())
+    half = {line["policy"]: line for line in table if line["capacity"] == "8"}
+    for policy in ("lru", "hot", "hybrid"):
+        assert claims[f"policies_{policy}"]["text"] == f"{float(half[policy]['against_stock']):.2f}"
+    assert claims["policies_share"]["text"] == "50 %"
+    (kept / "figures" / "policies.svg").unlink()
+    with pytest.raises(TecError, match=r"policies\.svg"):
+        make_paper(results, root)
 
 
 OFF, AUTO, SWEEP = ({"expert_cache": value} for value in ("off", "auto", "sweep"))

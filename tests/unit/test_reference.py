@@ -276,6 +276,24 @@ def test_bits_that_differ_stand_out_and_missing_numbers_are_dashes(kept: tuple[P
     assert shown.count("| \N{EN DASH} |") == 2
 
 
+def test_kept_runs_of_the_policies_have_their_figure_below(kept: tuple[Path, Path]) -> None:
+    folder, _ = kept
+    index = folder / INDEX
+    before = headline(folder)
+    first = index.read_text().splitlines()[1]
+    name = first.split(",")[0]
+    line = first.replace(f"{name},replicas", "card/policies,policies")
+    index.write_text(index.read_text() + line + "\n")
+    tables = folder / "card" / "policies" / "tables"
+    tables.mkdir(parents=True)
+    (tables / "policies.csv").write_text("row\ntoy\ntoy\n")
+    text = headline(folder)
+    assert text.startswith(before.removesuffix(END))
+    assert 'card/policies/figures/policies.svg" width="420"' in text
+    index.write_text(index.read_text().replace("policies,policies,", "policies,other,"))
+    assert headline(folder) == before
+
+
 def test_without_anything_kept_the_headline_says_so(tmp_path: Path) -> None:
     assert "Nothing is kept yet" in headline(tmp_path)
     assert drift(tmp_path, ROOT / "README.md") == [str(ROOT / "README.md")]

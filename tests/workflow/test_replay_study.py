@@ -41,11 +41,13 @@ def verify(repository: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study of a row that the card can hold and one that it cannot."""
+    """A study of a row that the card can hold and one that it cannot, with two policies."""
     install_card(tmp_path / "programs", monkeypatch)
     text = str(tmp_path / "text.txt")
     parity = {"n_gen": 8, "rounds": 2, "batches": [1, 2], "text": text}
-    return make_repository(tmp_path, ("toy", "big"), FAULTS, **STUDY, parity=parity)
+    hot = {"expert_cache": "sweep", "expert_cache_policy": "hot", "options": {"n-cpu-moe": 99}}
+    study = {**STUDY, "arms": {**STUDY["arms"], "hot": hot}, "parity": parity}
+    return make_repository(tmp_path, ("toy", "big"), FAULTS, **study)
 
 
 def test_one_command_makes_everything_and_a_second_one_measures_nothing(repository: Path) -> None:
@@ -54,7 +56,7 @@ def test_one_command_makes_everything_and_a_second_one_measures_nothing(reposito
     made = {path.name for path in (repository / RESULTS / "figures").iterdir()}
     assert made == {
         f"{name}.{suffix}"
-        for name in ("speed", "split", "loss", "replay-start", "parity")
+        for name in ("speed", "split", "loss", "replay-start", "policies", "parity")
         for suffix in ("svg", "pdf")
     }
     assert not (repository / RESULTS / "paper.pdf").exists()
@@ -101,10 +103,17 @@ def _check_tables(repository: Path) -> None:
     headline = {(line["row"], line["arm"]): line for line in table(repository, "headline")}
     assert headline["toy", "cached-c8"]["batches_equal"] == "1 2"
     assert headline["toy", "cached-c8"]["speedup"] == cached["speedup"]
+    policies = {(line["row"], line["arm"]): line for line in table(repository, "policies")}
+    assert (policies["toy", "hot-c8"]["exact"], cached["policy"]) == ("no", "lru")
+    assert policies["toy", "cached-c8"]["exact"] == "bitwise"
+    assert {line["policy"] for (row, _), line in policies.items() if row == "big"} == {
+        *("stock", "lru", "hot")
+    }
     traces = {line["row"]: line for line in table(repository, "traces")}
     assert set(traces) == {"toy", "big"}
     assert 0 < float(traces["toy"]["lru_0.5"]) < 1
     parity = table(repository, "parity")
-    assert {line["verdict"] for line in parity if line["check"] in ("self", "bitwise")} == {"pass"}
+    checks = [line for line in parity if line["check"] in ("self", "bitwise")]
+    assert {line["arm"] for line in checks if line["verdict"] != "pass"} == {"hot-c4"}
     references = {(line["row"], line["arm"]) for line in parity if line["check"] == "self"}
     assert references == {("toy", "resident"), ("big", "streamed")}

@@ -14,6 +14,8 @@ def shown_figures():
         subjects.add("rows")
     if rows_with("replay"):
         subjects.add("replay")
+    if SELECTION.has_policies:
+        subjects.add("policies")
     if rows_with("locality"):
         subjects.add("locality")
     if any(STUDY.variant(row) == "miniature" for row in ROWS):

@@ -105,9 +105,16 @@ FIGURES = {
         "Reuse of experts", "locality_figures", "reuse", ("overlap",), subject="locality"
     ),
     "policies": FigureSpec(
+        "Which policy when: speed with so many slots",
+        "policies_figure",
+        "policies",
+        ("policies", "main"),
+        subject="policies",
+    ),
+    "policy-hits": FigureSpec(
         "Hit rate of policies against capacity",
         "locality_figures",
-        "policies",
+        "policy_hits",
         ("locality", "overlap"),
         subject="locality",
     ),

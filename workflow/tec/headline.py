@@ -1,4 +1,4 @@
-"""The headline in the README: what study `replicas` measured, from the kept tables."""
+"""The headline in the README: what studies `replicas` and `policies` measured, as it is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tec.table import digits, percent, times
 
 BEGIN = "<!-- headline: written by `tec reference rebuild` -->"
 END = "<!-- end of the headline -->"
-_STUDY = "replicas"
+_STUDY, _POLICIES = "replicas", "policies"
 _HEADER = (
     "| slots | VRAM GiB | stock engine's best | tok/s | TEC tok/s | speed-up | hits "
     "| of resident | of the bound | bits equal |\n"
@@ -29,15 +29,17 @@ Line = Mapping[str, str]
 def headline(reference: Path) -> str:
     """Return the block of Markdown, with its marks, from the index and tables of what is kept.
 
-    It has a table for every row that study `replicas` measured on a graphics card.
+    It has a table for every row that study `replicas` measured on a graphics card, and the figure
+    of study `policies`.
 
     Args:
         reference: the folder of what is kept.
     """
     index = _lines(reference / INDEX) if (reference / INDEX).is_file() else []
-    kept = [line for line in index if line["study"] == _STUDY and line["evidence"] == "gpu"]
-    parts = [_system(line, reference / line["folder"]) for line in kept]
-    return "\n".join([BEGIN, *(parts or ["Nothing is kept yet.\n"]), END])
+    measured = [line for line in index if line["evidence"] == "gpu"]
+    parts = [_system(x, reference / x["folder"]) for x in measured if x["study"] == _STUDY]
+    policies = [_policies(x, reference / x["folder"]) for x in measured if x["study"] == _POLICIES]
+    return "\n".join([BEGIN, *(parts or ["Nothing is kept yet.\n"]), *policies, END])
 
 
 def write_headline(reference: Path, readme: Path) -> None:
@@ -80,6 +82,19 @@ def _system(kept: Line, folder: Path) -> str:
         for row in dict.fromkeys(line["row"] for line in lines)
     ]
     return intro + "\n".join(tables)
+
+
+def _policies(kept: Line, folder: Path) -> str:
+    """Return the figure that says which policy to use when."""
+    where = f"results/reference/{kept['folder']}"
+    rows = {line["row"] for line in _lines(folder / "tables" / "policies.csv")}
+    width = _WIDTHS[len(rows) > 1]
+    return (
+        f"Which policy when, on {kept['device']}: [table]({where}/tables/policies.md). "
+        "With `lru` the bits are those of the whole model in VRAM, with `hot` and `hybrid` not.\n\n"
+        f'<p align="center"><img src="{where}/figures/policies.svg" width="{width}"\n'
+        '  alt="Decoding speed by policy, with slots for a part of the experts"></p>\n'
+    )
 
 
 def _row(model: Line, lines: Sequence[Line]) -> str:

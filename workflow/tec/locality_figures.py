@@ -96,7 +96,7 @@ def reuse(results: Results) -> Figure:
     return figure
 
 
-def policies(results: Results) -> Figure:
+def policy_hits(results: Results) -> Figure:
     """Hit rate against capacity by policy, a panel per row and input; counted hits as points."""
     columns = ["row", "trace", "policy", "capacity", "hit_rate", "counted_hit_rate"]
     table = results.table("locality", columns)
