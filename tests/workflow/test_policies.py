@@ -1,107 +1,43 @@
-"""The policies whose misses the CPU computes: the built tools on the shipped model, by the steps.
-
-The shipped model is trained, so that tokens, perplexity and divergence mean something.
-"""
+"""The policies whose misses the CPU computes, as the built tools have them."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from fake_study import make_session
+from policy_steps import assert_held, policy_steps
 from tec import replay_steps
 from tec.build import Manifest
-from tec.config import FileSource, Study, load_row
 from tec.expert_bench import ExpertBench
-from tec.gguf_file import ModelInfo, read_geometry
-from tec.parity import parity_plan
-from tec.paths import ROOT
 from tec.policies import ON_CPU
 from tec.policies_table import policies_table
-from tec.records import Check, Verdict, read_records
+from tec.records import read_records
 from tec.replay_steps import Placed, ReplaySteps
 from tec.steps import Steps
 from tec.summary import summarise
-from tec.verdicts import enforce, judge, on_cpu
 
 pytestmark = pytest.mark.usefixtures("apart")
 
-ROW = load_row("pydoc-moe")
-SLOTS = 16
 NO_LIMIT = 0
-CLOSE = 0.4
-"""Margins between the two best logits that a difference in the last bits may turn over."""
+PLAIN = {"no-repack": True}
 
 
 @pytest.fixture(params=ON_CPU)
-def policy(request: pytest.FixtureRequest, binaries: dict[str, Path]) -> str:
-    """A policy that the built tools have."""
-    name = str(request.param)
-    shown = subprocess.run(
-        [binaries["llama-expert-bench"], "--help"], capture_output=True, text=True, check=False
-    )
-    if f",{name}" not in shown.stdout + shown.stderr:
-        pytest.skip(f"the build has no policy {name}")
-    return name
+def policy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def steps(tmp_path: Path, build_manifest: Manifest, policy: str) -> Steps:
-    """The study's steps: the cache off, with copies, and with the policy."""
-    plain = {"options": {"no-repack": True}}
-    few = {"n_gen": 12, "rounds": 2, "prompts": 2, "batches": [1, 2], "chunks": 1}
-    cached = {"expert_cache": SLOTS, **plain}
-    study = Study.model_validate(
-        {
-            "name": "fake",
-            "rows": [ROW.name],
-            "target": "cpu",
-            "arms": {
-                "off": plain,
-                "cached": cached,
-                policy: {**cached, "expert_cache_policy": policy},
-            },
-            "capacities": {"shares": [0.25]},
-            "protocols": {
-                "prompts": {"n_gen": 8, "rounds": 1, "threads": 1, "ctx": 1024},
-                "replay": {"tokens": 96, "n_gen": 80, "rounds": 1, "threads": 1, "ctx": 96},
-            },
-            "parity": {**few, "text": "configs/prompts/pydoc-heldout.txt"},
-        }
-    )
-    assert isinstance(ROW.source, FileSource)
-    path = ROW.source.path
-    size = (ROOT / path).stat().st_size
-    known = {"row": ROW.name, "path": str(path), "bytes": size, "sha256": ROW.source.sha256}
-    model = ModelInfo.model_validate({**read_geometry(ROOT / path).model_dump(), **known})
-    return Steps(study, ROW, model, build_manifest)
+def steps(build_manifest: Manifest, policy: str) -> Steps:
+    return policy_steps(build_manifest, policy, off=PLAIN, on=PLAIN)
 
 
 def test_a_policy_of_the_cpu_is_held_to_tokens_perplexity_and_divergence(
     tmp_path: Path, steps: Steps, policy: str
 ) -> None:
-    session = make_session(tmp_path, steps, "parity")
-    session.run(parity_plan(steps), wait=0)
-    records = read_records(session.kept)
-    verdicts = judge(records)
-    enforce(verdicts)
-
-    def of(arm: str, check: Check) -> list[Verdict]:
-        return [v for v in verdicts if (v.arm, v.check) == (arm, check)]
-
-    assert [v.verdict for v in of("cached", "bitwise")] == ["pass", "pass"]
-    assert all(on_cpu(v) or v.verdict == "pass" for v in of(policy, "bitwise"))
-    assert policy != "hot" or all(map(on_cpu, of(policy, "bitwise")))
-    assert [v.verdict for check in ("ppl", "kl") for v in of(policy, check)] == ["pass", "pass"]
-    for verdict in of(policy, "greedy"):
-        assert verdict.verdict == "pass" or _margin(verdict) < CLOSE, verdict.detail
-
-
-def _margin(verdict: Verdict) -> float:
-    """Return how far apart the two best logits were where tokens differ first."""
-    return float(verdict.detail.split("logits are ")[1].split()[0])
+    assert_held(tmp_path, steps, policy)
 
 
 def test_speeds_along_a_trace_are_functional_and_hits_below_beladys(
