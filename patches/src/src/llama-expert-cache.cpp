@@ -138,6 +138,10 @@ ggml_tensor * llama_expert_view::get(const ggml_tensor * t) const {
 // llama_expert_cache
 //
 
+static bool is_cpu(ggml_backend_dev_t dev) {
+    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 // of an expert: gate, up and down weights, biases and scales
 static constexpr size_t MAX_TENSORS = 9;
 
@@ -146,8 +150,12 @@ static constexpr size_t MAX_TENSORS = 9;
 // before the next layer wants to copy.
 static constexpr int32_t N_BACKGROUND = 1;
 
-static bool is_cpu(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+// whether products run beside the fill of a layer with these tensors; on the CPU nothing does, but tests see the same
+static bool fills_beside(ggml_backend_dev_t dev, const std::vector<ggml_tensor *> & exps, size_t n_tensors) {
+    const auto beside = (ggml_backend_expert_cache_fills_beside_t)
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_cache_fills_beside");
+    return is_cpu(dev) || (beside && beside() && n_tensors == exps.size() &&
+            std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_quantized(t->type); }));
 }
 
 // the dimension of a tensor that counts experts: weights have 3, biases 2, scales 1
@@ -209,7 +217,7 @@ llama_expert_cache::llama_expert_cache(
     no_alloc(model.hparams.no_alloc),
     unified(model.expert_unified.get()),
     rates(llama_expert_rates::from(params.expert_cache_rates)),
-    rates_given(rates.copy.each > 0.0 || rates.cpu.each > 0.0),
+    rates_given(std::any_of(params.expert_cache_rates, params.expert_cache_rates + 4, [](float x) { return x > 0.0f; })),
     n_threads(params.n_threads) {
     if (policy < LLAMA_EXPERT_CACHE_POLICY_LRU || policy > LLAMA_EXPERT_CACHE_POLICY_HYBRID) {
         throw std::runtime_error("expert cache: unknown policy");
@@ -323,15 +331,14 @@ static bool is_repacked(const ggml_tensor * exps) {
 }
 
 // why a layer with these experts cannot be served, empty if it can
-static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend_dev_t dev, ggml_backend_t backend, bool have_gpu, bool hot) {
+static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend_dev_t dev, ggml_backend_t backend, bool have_gpu) {
     if (!std::all_of(exps.begin(), exps.end(), in_host_memory)) {
         return "experts are in device memory";
     }
     if (is_cpu(dev) && have_gpu) {
         return "the layer runs on the CPU";
     }
-    // the policy hot needs no operations of ours on the device
-    if (!backend || !(hot ? ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_META : dev_has_expert_cache(dev))) {
+    if (!backend || !dev_has_expert_cache(dev)) {
         return format("the back end of %s has no expert cache", ggml_backend_dev_name(dev));
     }
     if (!is_cpu(dev) && std::any_of(exps.begin(), exps.end(), is_repacked)) {
@@ -343,10 +350,17 @@ static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend
     return "";
 }
 
-// the same where the host computes experts
-static std::string why_not_on_host(const std::vector<ggml_tensor *> & exps) {
+// the same where the host computes experts; small: biases and scales
+static std::string why_not_on_host(const std::vector<ggml_tensor *> & exps, const std::vector<ggml_tensor *> & small, ggml_backend_dev_t dev) {
     if (std::any_of(exps.begin(), exps.end(), is_repacked)) {
         return "experts are repacked for the CPU, which the policies hot and hybrid do not read: load them with --no-repack";
+    }
+    if (!std::all_of(small.begin(), small.end(), in_host_memory)) {
+        return "biases or scales of experts are in device memory, where the CPU cannot read them";
+    }
+    // all experts of a token that the host computes are in the slot of zeros, but other kernels want each at most once
+    if (!is_cpu(dev) && !std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_quantized(t->type); })) {
+        return "experts are not quantised, which the policies hot and hybrid need";
     }
     return "";
 }
@@ -407,9 +421,11 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         cur.dev     = model.dev_layer(il);
         cur.backend = find_backend(backends, cur.dev);
 
-        std::string why = why_not(exps, cur.dev, cur.backend, have_gpu, hot != nullptr);
+        std::string why = why_not(exps, cur.dev, cur.backend, have_gpu);
         if (why.empty() && host_computes()) {
-            why = why_not_on_host(exps);
+            auto small = biases;
+            small.insert(small.end(), scales.begin(), scales.end());
+            why = why_not_on_host(exps, small, cur.dev);
         }
         if (!why.empty()) {
             reasons.insert(why);
@@ -417,6 +433,10 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         }
         cur.scales     = { ml.ffn_gate_exps_s, ml.ffn_up_exps_s, ml.ffn_down_exps_s };
         cur.max_tokens = max_tokens_in_slots(cur.dev, exps);
+        cur.n_background = fills_beside(cur.dev, exps, exps.size() + biases.size() + scales.size()) ? N_BACKGROUND : 0;
+        if (hot) {
+            hot->n_bypass = std::min(hot->n_bypass, cur.max_tokens);
+        }
         for (const auto & tensors : { exps, biases, scales }) {
             for (ggml_tensor * t : tensors) {
                 cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), map(cur.dev, t) });
@@ -463,7 +483,10 @@ void llama_expert_cache::create_workers(const llama_model & model) {
             n_embd = std::max<size_t>(n_embd, std::max(w.store->ne[0], w.store->ne[1]));
         }
     }
-    const size_t n_tokens = std::max(hot ? hot->n_bypass : 1, n_expert/n_expert_used);
+    size_t n_tokens = 0; // of a step that can ask: a layer may use fewer experts for a token than others
+    for (const auto & l : layers) {
+        n_tokens = std::max<size_t>(n_tokens, std::min({ (int32_t) n_ubatch, l.max_tokens, hot ? hot->n_bypass : l.n_expert() }));
+    }
     for (const auto & l : layers) {
         if (workers.count(l.dev) || !(alone || is_cpu(l.dev)) || !dev_asks(l.dev)) {
             continue;
@@ -573,7 +596,10 @@ int32_t llama_expert_cache::capacity_that_fits() const {
 bool llama_expert_cache::resize() {
     if ((asked.empty() || (hot && !not_on_host.empty())) && engaged()) {
         reason = asked.empty() ? "the model computes its experts in a way of its own" : not_on_host;
+        workers.clear();
+        computed_apart = false;
         layers.clear();
+        ffns.clear();
         cached.clear();
         store.clear();
         ctxs_bufs.clear();
@@ -687,11 +713,10 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
         // the state is in plain memory
         const auto dev_buft = ggml_backend_dev_buffer_type(l.dev);
         const auto cpu_buft = ggml_backend_cpu_buffer_type();
-        const int32_t zeros = host_computes() && n < l.n_expert() ? 1 : 0;
-
-        l.state = ggml_new_expert_cache_state(ctx_for_buft(dev_buft), l.n_expert(), n - zeros);
+        l.n_zeros = host_computes() && n < l.n_expert() ? 1 : 0;
+        l.state   = ggml_new_expert_cache_state(ctx_for_buft(dev_buft), l.n_expert(), n - l.n_zeros);
         if (is_hybrid()) {
-            l.n_copied = ggml_new_tensor_1d(ctx_for_buft(dev_buft), GGML_TYPE_I32, n - zeros + 1);
+            l.n_copied = ggml_new_tensor_1d(ctx_for_buft(dev_buft), GGML_TYPE_I32, n - l.n_zeros + 1);
         }
         if (hot) {
             l.lookup = ggml_new_tensor_2d(ctx_for_buft(dev_buft), GGML_TYPE_I32, 1, l.n_expert());
@@ -727,6 +752,10 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
         hot->set_layers(hot_layers());
     }
     ffns.resize(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        auto & scales = ffns[i].weights.scales; // new ones
+        scales = scales ? layers[i].host_scales : nullptr;
+    }
     return nullptr;
 }
 
@@ -847,7 +876,7 @@ std::vector<llama_expert_hot::layer> llama_expert_cache::hot_layers() const {
 void llama_expert_cache::set_hybrid(const layer & l) const {
     std::vector<int32_t> all(l.n_copied->ne[0]);
     std::iota(all.begin(), all.end(), 0);
-    const auto & n = n_copied.empty() ? all : n_copied;
+    const auto & n = n_copied.empty() || !l.has_zeros() ? all : n_copied;
     ggml_backend_tensor_set(l.n_copied, n.data(), 0, ggml_nbytes(l.n_copied));
 
     for (const auto & w : l.exps) {
@@ -860,8 +889,8 @@ void llama_expert_cache::set_hybrid(const layer & l) const {
 void llama_expert_cache::reset_asking() {
     for (auto & [dev, a] : workers) {
         a.worker->end();
-        a.worker->reset();
-        ggml_backend_tensor_memset(a.state, 0, 0, ggml_nbytes(a.state));
+        const int32_t state[GGML_EXPERT_POST_N_STATE] = { (int32_t) a.worker->n_answered(), 0 };
+        ggml_backend_tensor_set(a.state, state, 0, sizeof(state));
     }
 }
 
@@ -870,7 +899,9 @@ void llama_expert_cache::begin_step(int64_t n_tokens, int32_t n_threads) {
         return;
     }
     if (!workers.empty()) {
-        for (auto & [dev, a] : workers) { // what it asked for must be answered before the answers change
+        // What a device asked for must be answered before the answers change. And its copies in the background must be over:
+        // nothing in a graph waits for them.
+        for (auto & [dev, a] : workers) {
             ggml_backend_synchronize(a.backend);
         }
         end_step();
@@ -881,6 +912,28 @@ void llama_expert_cache::begin_step(int64_t n_tokens, int32_t n_threads) {
     for (auto & [dev, a] : workers) {
         a.worker->begin(n_threads);
     }
+}
+
+// whether the CPU multiplies large matrices for a node
+static bool is_cpu_product(const ggml_tensor * node) {
+    if (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID && node->op != GGML_OP_FLASH_ATTN_EXT) {
+        return false;
+    }
+    const ggml_tensor * x = node->op == GGML_OP_FLASH_ATTN_EXT ? node->src[1] : node->src[0];
+    const auto buffer = x->view_src ? x->view_src->buffer : x->buffer;
+    return buffer && ggml_backend_buffer_is_host(buffer);
+}
+
+int32_t llama_expert_cache::n_threads_left(ggml_cgraph * gf, int32_t n) const {
+    if (!computed_apart) {
+        return n;
+    }
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        if (is_cpu_product(ggml_graph_node(gf, i))) {
+            return n;
+        }
+    }
+    return 1;
 }
 
 void llama_expert_cache::end_step() {
@@ -921,6 +974,7 @@ void llama_expert_cache::ask_host(
         const ggml_expert_host_state * state, llama_expert_view & view) const {
     const auto it = workers.find(layers[i].dev);
     if (it != workers.end()) {
+        GGML_ASSERT((step.x->ne[0] + 2*ids->ne[0])*ids->ne[1] <= (int64_t) it->second.worker->n_request());
         view.posted = ggml_expert_post(ctx, step.x, step.weights, ids, state, it->second.state, &it->second.worker->address(), i);
     } else {
         view.misses = ggml_expert_misses(ctx, build_request(ctx, step, ids), step.selected->ne[0], state);
@@ -941,13 +995,22 @@ void llama_expert_cache::hot_view(ggml_context * ctx, ggml_cgraph * gf, const ll
     view.ids = hot->build_slots(ctx, i, step.selected);
 }
 
-void llama_expert_cache::hybrid_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const {
+// without ids if the device cannot resolve as many
+void llama_expert_cache::slot_view(
+        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, bool hybrid, llama_expert_view & view) const {
     const layer & l = layers[i];
 
-    ggml_tensor * slots = ggml_expert_resolve_split(ctx, step.selected, &l.state, pinned_in(l), l.n_copied, N_BACKGROUND);
+    ggml_tensor * slots = hybrid ?
+        ggml_expert_resolve_split(ctx, step.selected, &l.state, pinned_in(l), l.n_copied, l.n_background) :
+        ggml_expert_resolve(ctx, step.selected, &l.state, pinned_in(l));
+    if (!ggml_backend_dev_supports_op(l.dev, slots)) {
+        return;
+    }
     view.ids = l.build_fill(ctx, slots);
-    ggml_build_forward_expand(gf, view.ids); // the fill right after the resolve: both are one kernel then
-    ask_host(ctx, gf, step, i, ggml_expert_host_ids(ctx, slots), nullptr, view);
+    if (hybrid) {
+        ggml_build_forward_expand(gf, view.ids); // the fill right after the resolve: both are one kernel then
+        ask_host(ctx, gf, step, i, ggml_expert_host_ids(ctx, slots), nullptr, view);
+    }
 }
 
 ggml_tensor * llama_expert_cache::add_misses(
@@ -962,7 +1025,9 @@ ggml_tensor * llama_expert_cache::add_misses(
     if (view.posted) {
         const auto & a = workers.at(layers[view.layer].dev);
         a.worker->set_layer(view.layer, ffn);
-        return ggml_expert_collect(ctx, out, view.posted, &a.worker->address());
+        out = ggml_expert_collect(ctx, out, view.posted, &a.worker->address());
+        ggml_build_forward_expand(gf, out); // before anything else is asked for
+        return out;
     }
     if (view.misses) {
         ggml_build_forward_expand(gf, out); // the device is busy while the host computes
@@ -1004,18 +1069,10 @@ llama_expert_view llama_expert_cache::view(
         result.layer = i;
         result.ffn   = host_ffn(step, i, exps);
     }
-    const int32_t pinned = pinned_in(*l);
     if (hot && on_host && hot->serves(step.n_tokens)) {
         hot_view(ctx, gf, step, i, result);
-    } else if (!hot && ggml_nelements(selected) <= l->n_owners() - pinned && selected->ne[1] <= l->max_tokens) {
-        ggml_tensor * slots = ggml_expert_resolve(ctx, selected, &l->state, pinned);
-        if (ggml_backend_dev_supports_op(l->dev, slots)) {
-            if (on_host && l->has_zeros() && selected->ne[1] > 0) {
-                hybrid_view(ctx, gf, step, i, result);
-            } else {
-                result.ids = l->build_fill(ctx, slots);
-            }
-        }
+    } else if (!hot && ggml_nelements(selected) <= l->n_owners() - pinned_in(*l) && selected->ne[1] <= l->max_tokens) {
+        slot_view(ctx, gf, step, i, on_host && l->has_zeros() && selected->ne[1] > 0, result);
     }
     if (result.ids) {
         for (const weights * w : used) {
@@ -1169,7 +1226,7 @@ llama_expert_cache_info llama_expert_cache::info() const {
     result.asks          = !workers.empty();
     if (!n_copied.empty()) {
         const std::vector<int32_t> of_a_token(n_copied.begin(), n_copied.begin() + std::min<size_t>(n_copied.size(), n_expert_used + 1));
-        result.hybrid        = rates.json(of_a_token, N_BACKGROUND);
+        result.hybrid        = rates.json(of_a_token, layers.empty() ? 0 : layers[0].n_background);
         result.hybrid_choice = llama_expert_rates::choice(of_a_token);
     }
 

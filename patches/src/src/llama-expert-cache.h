@@ -97,7 +97,7 @@ struct llama_expert_view {
     ggml_tensor * ids    = nullptr; // index in the tensors below; null = not with the cache
     // what the host computes has to be added; null = nothing is
     ggml_tensor * misses = nullptr; // the scheduler hands it over
-    ggml_tensor * posted = nullptr; // the device asks for it, at the latest before the product with down
+    ggml_tensor * posted = nullptr; // the device asks for it: with the policy hot first of all, else build_moe_ffn queues it
 
     int32_t          layer = -1; // of the cache; -1 = there is nothing for the host
     llama_expert_ffn ffn;        // how the host computes its experts, without the activation
@@ -148,8 +148,8 @@ public:
     void begin_step(int64_t n_tokens, int32_t n_threads);
     void end_step();
 
-    // how many of n threads are left for the CPU's part of the graph: it has no more to do if the experts are computed apart
-    int32_t n_threads_left(int32_t n) const { return computed_apart ? 1 : n; }
+    // how many of n threads the CPU's part of the graph gets: if the experts are computed apart, those threads wait for them
+    int32_t n_threads_left(ggml_cgraph * gf, int32_t n) const;
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const;
 
@@ -177,7 +177,9 @@ private:
         std::vector<int32_t> order;    // experts, in the order in which they get slots; the first n_pinned are pinned
         int32_t              n_listed; // how many of them the pin list names
 
-        int32_t max_tokens; // steps of more do not use the slots
+        int32_t max_tokens;   // steps of more do not use the slots
+        int32_t n_zeros;      // slots for zeros, 0 or 1
+        int32_t n_background; // with the policy hybrid, see ggml_expert_resolve_split
 
         ggml_expert_cache_state state;
         ggml_expert_host_state  host;     // with the policy hot
@@ -194,8 +196,7 @@ private:
         void    set_host_scales() const;
 
         int32_t n_owners()     const { return state.owner->ne[0]; }
-        int32_t n_slots()      const { return exps[0].cache->ne[2]; } // one more if a slot is for zeros
-        bool    has_zeros()    const { return n_owners() < n_slots() && n_owners() < n_expert(); }
+        bool    has_zeros()    const { return n_zeros > 0; }
 
         ggml_tensor * build_fill(ggml_context * ctx, ggml_tensor * slots) const;
     };
@@ -208,8 +209,8 @@ private:
     };
 
     const void * map(ggml_backend_dev_t dev, const ggml_tensor * t);
-    void hot_view   (ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const;
-    void hybrid_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const;
+    void hot_view (ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const;
+    void slot_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, bool hybrid, llama_expert_view & view) const;
     void ask_host(
             ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, ggml_tensor * ids,
             const ggml_expert_host_state * state, llama_expert_view & view) const;
@@ -277,7 +278,7 @@ private:
     size_t               n_timed = 0; // experts that were used to measure
 
     std::map<ggml_backend_dev_t, asking>  workers;
-    bool                                  computed_apart = false; // by workers, and nothing else is on the CPU
+    bool                                  computed_apart = false; // by workers of other devices than the CPU
     ggml_backend_t                        backend_cpu    = nullptr;
     mutable std::vector<llama_expert_ffn> ffns;                   // by layer, once a graph asked for it
 

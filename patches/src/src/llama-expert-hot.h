@@ -41,7 +41,7 @@ public:
     };
 
     // n_used:   experts that a token selects, at most
-    // n_bypass: steps of more tokens neither use the slots nor count
+    // n_bypass: steps of more tokens neither use the slots nor count; can become less
     llama_expert_hot(int32_t n_used, int32_t interval, int32_t n_bypass) : interval(interval), n_bypass(n_bypass), n_used(n_used) {}
     ~llama_expert_hot();
 
@@ -69,7 +69,7 @@ public:
     int64_t copies(size_t i) const { return n_copies[i]; }
 
     const int32_t interval;
-    const int32_t n_bypass;
+    int32_t       n_bypass;
 
 private:
     const int32_t n_used;

@@ -78,8 +78,7 @@ void llama_expert_cache::measure() {
         rates.copy = llama_expert_rates::line::measure(n, [&](int32_t k) { return time_copies  (which, k); });
         rates.cpu  = llama_expert_rates::line::measure(n, [&](int32_t k) { return time_computed(which, k); });
     }
-    const int32_t most = served->n_owners();
-    n_copied = which.empty() ? llama_expert_rates().split(most) : rates.split(most);
+    n_copied = (which.empty() ? llama_expert_rates() : rates).split(served->n_owners(), served->n_background > 0);
 }
 
 // n experts to the slots of each of some layers; microseconds for a layer

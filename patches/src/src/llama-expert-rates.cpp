@@ -17,11 +17,13 @@ llama_expert_rates::line llama_expert_rates::line::measure(int32_t n_most, const
     return { std::max(0.0, one - each), each };
 }
 
-std::vector<int32_t> llama_expert_rates::split(int32_t n_most) const {
+std::vector<int32_t> llama_expert_rates::split(int32_t n_most, bool background) const {
     std::vector<int32_t> result;
     for (int32_t n = 0; n <= n_most; ++n) {
+        const int32_t fewest = !background && n > 1 ? 1 : 0;
+
         int32_t best = n;
-        for (int32_t k = n - 1; k >= 0; --k) {
+        for (int32_t k = n - 1; k >= fewest; --k) {
             if (std::max(copy(k), cpu(n - k)) < std::max(copy(best), cpu(n - best))) {
                 best = k;
             }

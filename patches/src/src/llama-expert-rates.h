@@ -25,7 +25,9 @@ struct llama_expert_rates {
 
     // for steps with 0, 1, .. n_most misses in a layer, how many of them to copy so that both sides are done soonest; of equal
     // choices the one with more copies, which the next steps find in slots
-    std::vector<int32_t> split(int32_t n_most) const;
+    //   background: some of the others are copied too while the device goes on; without, the slots would not change if none
+    //   were copied, so one of several is
+    std::vector<int32_t> split(int32_t n_most, bool background) const;
 
     static const char * choice(const std::vector<int32_t> & n_copied); // "copy", "cpu" or "split"
 

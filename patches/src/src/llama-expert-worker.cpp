@@ -3,6 +3,8 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <tuple>
 
@@ -78,11 +80,6 @@ ggml_tensor * llama_expert_ffn::build(ggml_context * ctx, ggml_tensor * misses) 
 // llama_expert_worker
 //
 
-static std::atomic<uint32_t> & shared_number(uint32_t & number) {
-    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the mailbox has plain numbers");
-    return reinterpret_cast<std::atomic<uint32_t> &>(number);
-}
-
 static void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
     _mm_pause();
@@ -133,7 +130,8 @@ std::unique_ptr<llama_expert_worker> llama_expert_worker::create(ggml_backend_de
     }
     result->host   = address(memory->data);
     result->device = address(mapped);
-    result->reset();
+    result->room   = n_padded;
+    memset(memory->data, 0, ggml_nbytes(memory));
     result->thread = std::thread([worker = result.get()]() { worker->run(); });
     return result;
 }
@@ -152,8 +150,8 @@ llama_expert_worker::~llama_expert_worker() {
     store.clear();
 }
 
-void llama_expert_worker::reset() {
-    memset(host.mailbox, 0, sizeof(*host.mailbox));
+uint32_t llama_expert_worker::n_answered() const {
+    return host.mailbox->answered;
 }
 
 void llama_expert_worker::set_layer(int32_t i, const llama_expert_ffn & ffn) {
@@ -200,19 +198,29 @@ void llama_expert_worker::end() {
 }
 
 void llama_expert_worker::run() {
-    while (wait()) {
+    uint32_t number = 0;
+    while (wait(number)) {
         answer();
+        ggml_expert_mailbox_answer(host.mailbox, number);
     }
 }
 
-// returns false when there will be no more requests
-bool llama_expert_worker::wait() {
+// the next request; returns false when there will be none
+bool llama_expert_worker::wait(uint32_t & number) {
+    constexpr int n_eager = 100000; // looks, some milliseconds
+
     while (true) {
-        while (active) {
-            if (shared_number(host.mailbox->posted).load(std::memory_order_acquire) != host.mailbox->answered) {
+        for (int i = 0; active; i = std::min(i + 1, n_eager)) {
+            const uint32_t posted = ggml_expert_mailbox_posted(host.mailbox);
+            if (posted != number) {
+                number = posted;
                 return true;
             }
-            relax();
+            if (i < n_eager) {
+                relax();
+            } else {
+                std::this_thread::sleep_for(std::chrono::microseconds(50)); // a long prompt, or nobody waits for the step
+            }
         }
         std::unique_lock<std::mutex> lock(mutex);
         changed.wait(lock, [this]() { return active || stopped; });
@@ -223,17 +231,14 @@ bool llama_expert_worker::wait() {
 }
 
 void llama_expert_worker::answer() {
-    {
-        const std::pair<int32_t, int32_t> key = { host.mailbox->layer, host.mailbox->n_tokens };
+    const std::pair<int32_t, int32_t> key = { host.mailbox->layer, host.mailbox->n_tokens };
 
-        std::lock_guard<std::mutex> lock(layers_mutex);
-        auto it = jobs.find(key);
-        if (it == jobs.end()) {
-            it = jobs.emplace(key, build(layers.at(key.first), key.second)).first;
-        }
-        GGML_ASSERT(ggml_backend_graph_compute(cpu.get(), it->second.gf) == GGML_STATUS_SUCCESS);
+    std::lock_guard<std::mutex> lock(layers_mutex);
+    auto it = jobs.find(key);
+    if (it == jobs.end()) {
+        it = jobs.emplace(key, build(layers.at(key.first), key.second)).first;
     }
-    shared_number(host.mailbox->answered).store(host.mailbox->posted, std::memory_order_release);
+    GGML_ASSERT(ggml_backend_graph_compute(cpu.get(), it->second.gf) == GGML_STATUS_SUCCESS);
 }
 
 llama_expert_worker::job llama_expert_worker::build(const llama_expert_ffn & ffn, int32_t n_tokens) const {

@@ -48,8 +48,11 @@ public:
     void begin(int32_t n_threads);
     void end();
 
-    // forgets what was asked; the device must be idle, and its end of the mailbox is to be cleared too
-    void reset();
+    // the number that the device's end has to have when the device is idle
+    uint32_t n_answered() const;
+
+    // numbers that a request can have
+    size_t n_request() const { return room; }
 
     const ggml_expert_post_address & address() const { return device; }
 
@@ -62,7 +65,7 @@ private:
     };
 
     void run();
-    bool wait();
+    bool wait(uint32_t & number);
     void answer();
     job  build(const llama_expert_ffn & ffn, int32_t n_tokens) const;
 
@@ -72,6 +75,7 @@ private:
 
     ggml_expert_post_address host;
     ggml_expert_post_address device;
+    size_t                   room = 0;
 
     void set_n_threads(int32_t n);
 

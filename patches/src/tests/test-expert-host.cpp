@@ -305,11 +305,9 @@ public:
     std::vector<int32_t> layers; // of the requests; to be read when the device is idle
 
 private:
-    static std::atomic<uint32_t> & number(uint32_t & x) { return reinterpret_cast<std::atomic<uint32_t> &>(x); }
-
     void run() {
         while (!done) {
-            const uint32_t posted = number(host.mailbox->posted).load(std::memory_order_acquire);
+            const uint32_t posted = ggml_expert_mailbox_posted(host.mailbox);
             if (posted == host.mailbox->answered) {
                 std::this_thread::yield();
                 continue;
@@ -318,7 +316,7 @@ private:
             for (int32_t t = 0; t < host.mailbox->n_tokens; ++t) {
                 answer(host.request + t*(N_EMBD + 2*N_USED), host.answer + t*N_EMBD);
             }
-            number(host.mailbox->answered).store(posted, std::memory_order_release);
+            ggml_expert_mailbox_answer(host.mailbox, posted);
         }
     }
 

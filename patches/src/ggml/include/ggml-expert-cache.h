@@ -138,6 +138,10 @@ typedef void   (*ggml_backend_expert_store_unmap_t)(void * base);
 // experts the tensor has. Kernels for more tokens may split their sums by the number of experts.
 typedef int    (*ggml_backend_expert_cache_max_tokens_t)(enum ggml_type type);
 
+// "ggml_backend_expert_cache_fills_beside": whether products with quantised experts run beside the fill, so that what
+// ggml_expert_resolve_split copies in the background delays none of them
+typedef bool   (*ggml_backend_expert_cache_fills_beside_t)(void);
+
 #ifdef  __cplusplus
 }
 #endif

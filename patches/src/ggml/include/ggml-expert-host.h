@@ -107,6 +107,10 @@ enum ggml_expert_post_state {
     GGML_EXPERT_POST_N_STATE,
 };
 
+// the host's end: the number of the last request, and that its answer is there
+GGML_API uint32_t ggml_expert_mailbox_posted(struct ggml_expert_mailbox * mailbox);
+GGML_API void     ggml_expert_mailbox_answer(struct ggml_expert_mailbox * mailbox, uint32_t number);
+
 // where the device finds the memory of a mailbox
 struct ggml_expert_post_address {
     struct ggml_expert_mailbox * mailbox;

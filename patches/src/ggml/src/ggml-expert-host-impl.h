@@ -21,6 +21,16 @@ static inline struct ggml_expert_post_address ggml_expert_get_address(const stru
     return address;
 }
 
+// the device's end, if that is the CPU
+#ifdef __cplusplus
+extern "C" {
+#endif
+GGML_API void     ggml_expert_mailbox_post(struct ggml_expert_mailbox * mailbox, uint32_t number);
+GGML_API uint32_t ggml_expert_mailbox_answered(struct ggml_expert_mailbox * mailbox);
+#ifdef __cplusplus
+}
+#endif
+
 // index in op_params as I32
 #define GGML_EXPERT_POST_LAYER (sizeof(struct ggml_expert_post_address)/sizeof(int32_t))
 

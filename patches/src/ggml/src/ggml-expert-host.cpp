@@ -1,5 +1,28 @@
 #include "ggml-expert-host-impl.h"
 
+#include <atomic>
+
+static std::atomic<uint32_t> & shared_number(uint32_t & number) {
+    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the mailbox has plain numbers");
+    return reinterpret_cast<std::atomic<uint32_t> &>(number);
+}
+
+uint32_t ggml_expert_mailbox_posted(ggml_expert_mailbox * mailbox) {
+    return shared_number(mailbox->posted).load(std::memory_order_acquire);
+}
+
+void ggml_expert_mailbox_answer(ggml_expert_mailbox * mailbox, uint32_t number) {
+    shared_number(mailbox->answered).store(number, std::memory_order_release);
+}
+
+void ggml_expert_mailbox_post(ggml_expert_mailbox * mailbox, uint32_t number) {
+    shared_number(mailbox->posted).store(number, std::memory_order_release);
+}
+
+uint32_t ggml_expert_mailbox_answered(ggml_expert_mailbox * mailbox) {
+    return shared_number(mailbox->answered).load(std::memory_order_acquire);
+}
+
 ggml_expert_host_state ggml_new_expert_host_state(ggml_context * ctx, int64_t n_expert) {
     return {
         /*.table    =*/ ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_expert),

@@ -6,7 +6,6 @@
 #include "vec.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <thread>
@@ -66,11 +65,6 @@ void ggml_compute_forward_expert_misses(const ggml_compute_params * params, ggml
 // mailbox
 //
 
-static std::atomic<uint32_t> & shared_number(uint32_t & number) {
-    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the mailbox has plain numbers");
-    return reinterpret_cast<std::atomic<uint32_t> &>(number);
-}
-
 // a row of the request: input, weights, ids; returns whether an expert of it has no slot
 static bool post_row(const ggml_tensor * op, int64_t token, const selection_counts & counts, float * row) {
     const ggml_tensor * x       = op->src[0];
@@ -109,7 +103,7 @@ void ggml_compute_forward_expert_post(const ggml_compute_params * params, ggml_t
     if (missing) {
         address.mailbox->layer    = ggml_get_op_params_i32(dst, GGML_EXPERT_POST_LAYER);
         address.mailbox->n_tokens = n_tokens;
-        shared_number(address.mailbox->posted).store(++state[GGML_EXPERT_POST_NUMBER], std::memory_order_release);
+        ggml_expert_mailbox_post(address.mailbox, ++state[GGML_EXPERT_POST_NUMBER]);
     }
 }
 
@@ -119,7 +113,7 @@ void ggml_compute_forward_expert_collect(const ggml_compute_params * params, ggm
         return;
     }
     const ggml_expert_post_address address = ggml_expert_get_address(dst);
-    while (shared_number(address.mailbox->answered).load(std::memory_order_acquire) != (uint32_t) state[GGML_EXPERT_POST_NUMBER]) {
+    while (ggml_expert_mailbox_answered(address.mailbox) != (uint32_t) state[GGML_EXPERT_POST_NUMBER]) {
         std::this_thread::yield();
     }
     float * out = (float *) dst->data;

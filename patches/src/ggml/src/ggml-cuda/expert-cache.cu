@@ -19,6 +19,7 @@ bool   ggml_cuda_expert_fill_needs_sync(const ggml_tensor *) { return false; }
 void * ggml_backend_cuda_expert_store_map(void *, size_t) { return nullptr; }
 void   ggml_backend_cuda_expert_store_unmap(void *) {}
 int    ggml_backend_cuda_expert_cache_max_tokens(ggml_type) { return 0; }
+bool   ggml_backend_cuda_expert_cache_fills_beside() { return false; }
 
 #else
 
@@ -189,8 +190,9 @@ static size_t step_state_size(const resolve_args & args) {
 }
 
 // Reads the state as the last step left it, before the kernel waits for its predecessor. Kernels that let their successor
-// start early before they wait themselves can form a chain, so this is safe only because some kernel between two resolves
-// of a layer does not: the products with the experts never do.
+// start early before they wait themselves can form a chain, so this is safe only because a layer is in a graph once, and the
+// next graph of a context with the policy hybrid begins when this one is over (llama_expert_cache::begin_step). With the
+// policy lru all that is written here is written before products that wait for it are over.
 static __device__ step_state load_state(const resolve_args & args, int64_t * shared) {
     step_state step;
     step.stamp  = shared;
@@ -774,6 +776,12 @@ int ggml_backend_cuda_expert_cache_max_tokens(ggml_type type) {
         }
     }
     return result;
+}
+
+// older ones start a kernel when the one before is over
+bool ggml_backend_cuda_expert_cache_fills_beside() {
+    const auto & info = ggml_cuda_info();
+    return std::all_of(info.devices, info.devices + info.device_count, [](const auto & device) { return device.cc >= GGML_CUDA_CC_HOPPER; });
 }
 
 //

@@ -82,3 +82,6 @@ void   ggml_backend_cuda_expert_store_unmap(void * base);
 
 // see ggml_backend_expert_cache_max_tokens_t
 int ggml_backend_cuda_expert_cache_max_tokens(enum ggml_type type);
+
+// see ggml_backend_expert_cache_fills_beside_t
+bool ggml_backend_cuda_expert_cache_fills_beside();
