@@ -32,7 +32,7 @@ enum ggml_expert_cache_counter {
     GGML_EXPERT_CACHE_HITS,   // accesses to resident experts
     GGML_EXPERT_CACHE_MISSES, // accesses to experts that were not resident
 
-    // of the misses of ggml_expert_resolve_split
+    // misses of ggml_expert_resolve_split; those copied in the background count as both
     GGML_EXPERT_CACHE_COPIED,   // put on the fill list
     GGML_EXPERT_CACHE_COMPUTED, // left to the host
 
