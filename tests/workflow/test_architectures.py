@@ -11,6 +11,7 @@ makes no gemma4.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,12 +62,15 @@ def model(
 def decode(binaries: dict[str, Path], model: Path, prompts: Path) -> Decode:
     """Return a function that decodes the prompts with so many slots and sequences at once."""
 
-    def run(slots: object, *more: object, parallel: int = 1, plain: bool = False) -> dict[str, Any]:
+    def run(
+        slots: object, *more: object, parallel: int = 1, plain: bool = False, **variables: str
+    ) -> dict[str, Any]:
         words = ("-m", model, "--prompts", prompts, "-n", N_GEN, "-t", 1, "-c", 256)
         arm = ("--parallel", parallel, "--expert-cache", slots, *more)
         layout = ("--no-repack",) if plain else ()
         command = [str(w) for w in (binaries["llama-expert-bench"], *words, *arm, *layout)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, **variables}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-2000:]}"
         result: dict[str, Any] = json.loads(done.stdout)
         return result
@@ -91,25 +95,43 @@ def test_logits_are_those_of_off(decode: Decode) -> None:
     assert two["misses"] > 0
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        *("gpt-oss", "deepseek2", "qwen3moe", "nemotron_h_moe", "llama4", "grok", "qwen35moe"),
-        *("glm4moe", "grovemoe", "arctic"),
-    ],
-    indirect=True,
+CPU_COMPUTES = (
+    *("gpt-oss", "deepseek2", "qwen3moe", "nemotron_h_moe", "llama4", "grok", "qwen35moe"),
+    *("glm4moe", "grovemoe", "arctic"),
 )
+
+
+@pytest.mark.parametrize("model", CPU_COMPUTES, indirect=True)
 def test_the_cpu_computes_misses_as_the_graph_does(decode: Decode) -> None:
-    """The policy hot with too few slots: biases, scales, merged weights, every activation."""
+    """With too few slots: biases, scales, merged weights, every activation."""
     off = decode("off", plain=True)
-    for slots in (N_EXPERT_USED, N_WIDE - 3, N_WIDE):
-        hot = decode(slots, "--expert-cache-policy", "hot", plain=True)
-        assert hot["status"]["engaged"], hot["status"]["reason"]
-        assert (hot["computed"] > 0) == (slots < N_WIDE), f"{slots} slots"
-        for mine, other in zip(hot["prompts"], off["prompts"], strict=True):
-            assert mine["logits_margin"] == pytest.approx(other["logits_margin"], abs=1e-3)
-            assert mine["tokens"] == other["tokens"]
-    assert hashes(hot) == hashes(off)
+    hot = ("--expert-cache-policy", "hot")
+    for slots in (N_EXPERT_USED + 1, N_WIDE - 3, N_WIDE):
+        run = decode(slots, *hot, plain=True)
+        assert_close(run, off)
+        assert (run["computed"] > 0) == (slots < N_WIDE), f"{slots} slots"
+    assert hashes(run) == hashes(off)
+
+
+@pytest.mark.parametrize("model", CPU_COMPUTES, indirect=True)
+def test_some_misses_are_copied_and_some_computed(decode: Decode) -> None:
+    """By the policy hybrid, whose bits do not depend on how a device asks for the latter."""
+    off = decode("off", plain=True)
+    rates = ("--expert-cache-policy", "hybrid", "--expert-cache-rates", "1,10,1,10")
+    handed = decode(N_EXPERT_USED + 1, *rates, plain=True)
+    assert_close(handed, off)
+    assert 0 < handed["computed"] < handed["misses"]
+    asked = decode(N_EXPERT_USED + 1, *rates, plain=True, LLAMA_EXPERT_WORKER="1")
+    assert asked["status"]["device_asks"]
+    assert hashes(asked) == hashes(handed)
+
+
+def assert_close(run: dict[str, Any], off: dict[str, Any]) -> None:
+    """Assert equal tokens, and margins but for the order of sums."""
+    assert run["status"]["engaged"], run["status"]["reason"]
+    for mine, other in zip(run["prompts"], off["prompts"], strict=True):
+        assert mine["logits_margin"] == pytest.approx(other["logits_margin"], abs=1e-3)
+        assert mine["tokens"] == other["tokens"]
 
 
 def tensors(path: Path) -> set[str]:
