@@ -1,13 +1,10 @@
 #include "llama-expert-budget.h"
 
+#include "llama-expert-memory.h"
 #include "llama-impl.h"
 
 #include <algorithm>
 #include <stdexcept>
-
-static double gib(size_t bytes) {
-    return bytes/1024.0/1024.0/1024.0;
-}
 
 size_t llama_expert_budget::need(int32_t capacity, int32_t pinned) const {
     size_t result = 0;
@@ -62,7 +59,7 @@ void llama_expert_budget::refuse(int32_t capacity, int32_t pinned) const {
     }
     throw std::runtime_error(format("expert cache: unified memory does not fit: of %.2f GiB of experts, %d of %d slots per layer pinned leave "
             "%.2f GiB%s for the host, which has %.2f GiB for them: %s",
-            gib(total()), say, capacity, gib(need(capacity, say)), layers.front().slots_in_host ? " with the slots" : "", gib(host_bytes), advice.c_str()));
+            llama_gib(total()), say, capacity, llama_gib(need(capacity, say)), layers.front().slots_in_host ? " with the slots" : "", llama_gib(host_bytes), advice.c_str()));
 }
 
 llama_expert_budget::choice llama_expert_budget::choose(int32_t capacity, int32_t pinned) const {

@@ -2,6 +2,7 @@
 
 #include "llama-context.h"
 #include "llama-expert-memory.h"
+#include "llama-expert-pin-list.h"
 #include "llama-expert-unified.h"
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -9,120 +10,11 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cinttypes>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <numeric>
-#include <sstream>
 #include <stdexcept>
-
-//
-// llama_expert_pin_list
-//
-
-namespace {
-
-[[noreturn]] void pin_list_error(const std::string & path, int line, const std::string & what) {
-    throw std::runtime_error(format("expert cache: pin list '%s', line %d: %s", path.c_str(), line, what.c_str()));
-}
-
-// reads "name value" from a line; the model has expected
-uint32_t pin_list_value(const std::string & path, int line, const std::string & text, const char * name, std::initializer_list<uint32_t> expected) {
-    std::istringstream is(text);
-    std::string key;
-    std::string rest;
-    int64_t     value = -1;
-    if (!(is >> key >> value) || key != name || is >> rest) {
-        pin_list_error(path, line, format("expected '%s N'", name));
-    }
-    if (std::find(expected.begin(), expected.end(), value) == expected.end()) {
-        pin_list_error(path, line, format("%s is %" PRId64 ", but the model has %u: the list belongs to another model", name, value, *expected.begin()));
-    }
-    return value;
-}
-
-std::vector<int32_t> pin_list_experts(const std::string & path, int line, std::istringstream & is, uint32_t n_expert) {
-    std::vector<int32_t> experts;
-    std::vector<bool>    seen(n_expert, false);
-
-    std::string word;
-    while (is >> word) {
-        size_t  end = 0;
-        int64_t id  = -1;
-        try {
-            id = std::stoll(word, &end);
-        } catch (const std::exception &) {
-            end = 0;
-        }
-        if (end != word.size()) {
-            pin_list_error(path, line, format("'%s' is not an expert id", word.c_str()));
-        }
-        if (id < 0 || id >= (int64_t) n_expert) {
-            pin_list_error(path, line, format("expert %" PRId64 " is not in 0..%u", id, n_expert - 1));
-        }
-        if (seen[id]) {
-            pin_list_error(path, line, format("expert %" PRId64 " is listed twice", id));
-        }
-        seen[id] = true;
-        experts.push_back(id);
-    }
-
-    return experts;
-}
-
-} // namespace
-
-llama_expert_pin_list llama_expert_pin_list::read(const std::string & path, uint32_t n_layer, uint32_t n_layer_all, uint32_t n_expert) {
-    std::ifstream file(path);
-    if (!file) {
-        throw std::runtime_error(format("expert cache: cannot read the pin list '%s': %s", path.c_str(), strerror(errno)));
-    }
-
-    std::string text;
-    int line = 0;
-    const auto read_line = [&]() {
-        line++;
-        return (bool) std::getline(file, text);
-    };
-    const auto next = [&]() { // fitz-tec writes more comments after the first one
-        bool found = read_line();
-        while (found && text[0] == '#') {
-            found = read_line();
-        }
-        return found;
-    };
-
-    if (!read_line() || text.find("EXPERT_CACHE_PIN_LIST v1") == std::string::npos) {
-        pin_list_error(path, line, "expected a comment with 'EXPERT_CACHE_PIN_LIST v1': not a pin list");
-    }
-    next();
-    n_layer = pin_list_value(path, line, text, "n_layer", { n_layer, n_layer_all });
-    next();
-    pin_list_value(path, line, text, "n_expert", { n_expert });
-
-    llama_expert_pin_list result;
-    result.layers.resize(n_layer_all);
-
-    for (uint32_t i = 0; i < n_layer; ++i) {
-        if (!next()) {
-            pin_list_error(path, line, format("expected 'layer %u: ...': the list is truncated", i));
-        }
-        std::istringstream is(text);
-        std::string key;
-        std::string index;
-        if (!(is >> key >> index) || key != "layer" || index != std::to_string(i) + ":") {
-            pin_list_error(path, line, format("expected 'layer %u: ...'", i));
-        }
-        result.layers[i] = pin_list_experts(path, line, is, n_expert);
-    }
-    if (next()) {
-        pin_list_error(path, line, format("there is more than the %u layers", n_layer));
-    }
-
-    return result;
-}
 
 //
 // llama_expert_view
@@ -138,10 +30,6 @@ ggml_tensor * llama_expert_view::get(const ggml_tensor * t) const {
 // llama_expert_cache
 //
 
-static bool is_cpu(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
-}
-
 // of an expert: gate, up and down weights, biases and scales
 static constexpr size_t MAX_TENSORS = 9;
 
@@ -154,7 +42,7 @@ static constexpr int32_t N_BACKGROUND = 1;
 static bool fills_beside(ggml_backend_dev_t dev, const std::vector<ggml_tensor *> & exps, size_t n_tensors) {
     const auto beside = (ggml_backend_expert_cache_fills_beside_t)
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_cache_fills_beside");
-    return is_cpu(dev) || (beside && beside() && n_tensors == exps.size() &&
+    return llama_device_is_cpu(dev) || (beside && beside() && n_tensors == exps.size() &&
             std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_quantized(t->type); }));
 }
 
@@ -234,7 +122,7 @@ llama_expert_cache::llama_expert_cache(
     }
 
     for (const auto & backend : backends) {
-        backend_cpu = is_cpu(ggml_backend_get_device(backend.get())) ? backend.get() : backend_cpu;
+        backend_cpu = llama_device_is_cpu(ggml_backend_get_device(backend.get())) ? backend.get() : backend_cpu;
     }
     collect(model, backends, params.ctx_type);
     order_experts(model, no_alloc ? nullptr : params.expert_cache_pin_list);
@@ -295,7 +183,7 @@ static bool dev_has_expert_cache(ggml_backend_dev_t dev) {
         return false;
     }
     // some back ends say yes to any operation, but these come with addresses of this process
-    if (!is_cpu(dev) && !ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_store_map")) {
+    if (!llama_device_is_cpu(dev) && !ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_store_map")) {
         return false;
     }
 
@@ -314,7 +202,7 @@ static bool dev_has_expert_cache(ggml_backend_dev_t dev) {
 
 // on the CPU the slots keep the layout of the store, which may be repacked
 static ggml_backend_buffer_type_t slots_buft(ggml_backend_dev_t dev, const ggml_tensor * store) {
-    if (!is_cpu(dev)) {
+    if (!llama_device_is_cpu(dev)) {
         return ggml_backend_dev_buffer_type(dev);
     }
     return ggml_backend_buffer_is_host(store->buffer) ? ggml_backend_cpu_buffer_type() : ggml_backend_buffer_get_type(store->buffer);
@@ -323,7 +211,7 @@ static ggml_backend_buffer_type_t slots_buft(ggml_backend_dev_t dev, const ggml_
 // in host memory, as in the file or repacked for the CPU
 static bool in_host_memory(const ggml_tensor * exps) {
     const auto dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(exps->buffer));
-    return ggml_backend_buffer_is_host(exps->buffer) || (dev && is_cpu(dev));
+    return ggml_backend_buffer_is_host(exps->buffer) || (dev && llama_device_is_cpu(dev));
 }
 
 static bool is_repacked(const ggml_tensor * exps) {
@@ -335,13 +223,13 @@ static std::string why_not(const std::vector<ggml_tensor *> & exps, ggml_backend
     if (!std::all_of(exps.begin(), exps.end(), in_host_memory)) {
         return "experts are in device memory";
     }
-    if (is_cpu(dev) && have_gpu) {
+    if (llama_device_is_cpu(dev) && have_gpu) {
         return "the layer runs on the CPU";
     }
     if (!backend || !dev_has_expert_cache(dev)) {
         return format("the back end of %s has no expert cache", ggml_backend_dev_name(dev));
     }
-    if (!is_cpu(dev) && std::any_of(exps.begin(), exps.end(), is_repacked)) {
+    if (!llama_device_is_cpu(dev) && std::any_of(exps.begin(), exps.end(), is_repacked)) {
         return "experts are repacked for the CPU, load them with --no-repack";
     }
     if (!std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_contiguous(t) && t->ne[3] == 1; })) {
@@ -359,7 +247,7 @@ static std::string why_not_on_host(const std::vector<ggml_tensor *> & exps, cons
         return "biases or scales of experts are in device memory, where the CPU cannot read them";
     }
     // all experts of a token that the host computes are in the slot of zeros, but other kernels want each at most once
-    if (!is_cpu(dev) && !std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_quantized(t->type); })) {
+    if (!llama_device_is_cpu(dev) && !std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_quantized(t->type); })) {
         return "experts are not quantised, which the policies hot and hybrid need";
     }
     return "";
@@ -456,7 +344,7 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
 
 // whether a device can ask the host itself
 static bool dev_asks(ggml_backend_dev_t dev) {
-    if (!is_cpu(dev)) {
+    if (!llama_device_is_cpu(dev)) {
         const ggml_init_params params = { /*.mem_size =*/ 8*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
         ggml_context_ptr ctx { ggml_init(params) };
 
@@ -476,7 +364,7 @@ void llama_expert_cache::create_workers(const llama_model & model) {
     size_t n_embd = 0;
     bool   alone  = true;
     for (int il = il_begin; il < il_end; ++il) {
-        alone = alone && !is_cpu(model.dev_layer(il));
+        alone = alone && !llama_device_is_cpu(model.dev_layer(il));
     }
     for (const auto & l : layers) {
         for (const auto & w : l.exps) {
@@ -488,7 +376,7 @@ void llama_expert_cache::create_workers(const llama_model & model) {
         n_tokens = std::max<size_t>(n_tokens, std::min({ (int32_t) n_ubatch, l.max_tokens, hot ? hot->n_bypass : l.n_expert() }));
     }
     for (const auto & l : layers) {
-        if (workers.count(l.dev) || !(alone || is_cpu(l.dev)) || !dev_asks(l.dev)) {
+        if (workers.count(l.dev) || !(alone || llama_device_is_cpu(l.dev)) || !dev_asks(l.dev)) {
             continue;
         }
         auto worker = llama_expert_worker::create(l.dev, n_tokens*(n_embd + 2*n_expert_used), n_tokens*n_embd);
@@ -570,7 +458,7 @@ size_t llama_expert_cache::prompt_scratch(const layer & l) const {
             result = std::max(result, n_ubatch*n_expert_used*row);
         }
     }
-    return is_cpu(l.dev) ? 0 : 128u*1024*1024 + result;
+    return llama_device_is_cpu(l.dev) ? 0 : 128u*1024*1024 + result;
 }
 
 // the same for every layer; the slots that the cache has already count as free
@@ -762,7 +650,7 @@ ggml_backend_buffer_type_t llama_expert_cache::allocate(int32_t n_slots_new) {
 llama_expert_budget llama_expert_cache::budget(int32_t capacity_max) const {
     std::map<int, llama_expert_unified::served> served;
     for (const auto & l : layers) {
-        served[l.il] = { l.n_listed, is_cpu(l.dev) };
+        served[l.il] = { l.n_listed, llama_device_is_cpu(l.dev) };
     }
     llama_expert_budget result;
     result.layers        = unified->sizes(il_begin, il_end, served);
@@ -847,7 +735,7 @@ void llama_expert_cache::reset() {
 
 // on the CPU the experts are in reach of any step, if they are all in host memory
 bool llama_expert_cache::gathers(const layer & l) const {
-    return (unified || !is_cpu(l.dev)) && l.mapped();
+    return (unified || !llama_device_is_cpu(l.dev)) && l.mapped();
 }
 
 int32_t llama_expert_cache::pinned_in(const layer & l) const {
@@ -1109,91 +997,6 @@ llama_expert_cache_layer_stats llama_expert_cache::layer_stats(int32_t i) const 
 
     return { l.il, counters[GGML_EXPERT_CACHE_HITS], counters[GGML_EXPERT_CACHE_MISSES],
              counters[GGML_EXPERT_CACHE_COPIED], counters[GGML_EXPERT_CACHE_COMPUTED], l.expert_bytes() };
-}
-
-static std::string json_string(const std::string & text) {
-    return text.empty() ? "null" : "\"" + text + "\""; // our own texts only, nothing to escape
-}
-
-std::string llama_expert_cache_info::warning() const {
-    // published for TEC, whose default capacity is at least so many times K: that must not be all experts
-    constexpr int32_t fewest  = 32;
-    constexpr int32_t times_k = 4;
-    if (!engaged || (n_expert >= fewest && n_expert > times_k*n_expert_used)) {
-        return "";
-    }
-    return format("preconditions not met: %d experts per layer, of which a token uses %d; with fewer than %d, or no more than %d times those used, "
-            "a cache is not expected to be faster", n_expert, n_expert_used, fewest, times_k);
-}
-
-std::string llama_expert_cache_info::miss_cost() const {
-    if (policy == LLAMA_EXPERT_CACHE_POLICY_HOT || (policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID && hybrid_choice == "cpu")) {
-        return format("a miss is computed by the CPU, which reads up to %.1f KiB for it", expert_bytes/1024.0);
-    }
-    if (policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID && hybrid_choice == "split") {
-        return format("of the misses of a step some are copied and some are computed by the CPU, of up to %.1f KiB each", expert_bytes/1024.0);
-    }
-    return format("a miss copies up to %.1f KiB from %s memory%s", expert_bytes/1024.0, store_pinned() ? "pinned" : "pageable",
-            by_host ? ", and in every layer the host waits for the device because the memory could not be pinned" : "");
-}
-
-static const char * policy_name(llama_expert_cache_policy policy) {
-    return policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID ? "hybrid" : policy == LLAMA_EXPERT_CACHE_POLICY_HOT ? "hot" : "lru";
-}
-
-std::string llama_expert_cache_info::policy_json() const {
-    if (policy == LLAMA_EXPERT_CACHE_POLICY_LRU) {
-        return "";
-    }
-    return
-        format(", \"hits\": %" PRId64 ", \"misses\": %" PRId64 ", \"copied\": %" PRId64 ", \"computed_by_cpu\": %" PRId64, hits, misses, copied, computed) +
-        format(", \"experts_in_slots\": %d, \"device_asks\": %s", n_in_slots, asks ? "true" : "false") +
-        (policy == LLAMA_EXPERT_CACHE_POLICY_HOT ? format(", \"hot_interval\": %d", hot_interval) : ", \"hybrid\": " + (hybrid.empty() ? "null" : hybrid));
-}
-
-std::string llama_expert_cache_info::policy_line() const {
-    switch (policy) {
-        case LLAMA_EXPERT_CACHE_POLICY_HOT:    return format("hot, chosen again every %d tokens", hot_interval);
-        case LLAMA_EXPERT_CACHE_POLICY_HYBRID: return format("hybrid, choice %s", hybrid_choice.c_str());
-        default:                               return "lru";
-    }
-}
-
-std::string llama_expert_cache_info::json() const {
-    std::string device_list;
-    for (const auto & name : devices) {
-        device_list += (device_list.empty() ? "" : ", ") + json_string(name);
-    }
-    const std::string asked =
-        requested == LLAMA_EXPERT_CACHE_OFF  ? "off"  :
-        requested == LLAMA_EXPERT_CACHE_AUTO ? "auto" : std::to_string(requested);
-    return
-        format("{\"engaged\": %s, \"reason\": %s, \"policy\": \"%s\", ", engaged ? "true" : "false", json_string(reason).c_str(), policy_name(policy)) +
-        format("\"requested\": \"%s\", \"capacity\": %d, \"pinned\": %d, ", asked.c_str(), capacity, pinned) +
-        format("\"n_expert\": %d, \"n_expert_used\": %d, \"n_layers\": %d, \"n_layers_moe\": %d, ", n_expert, n_expert_used, n_layers, n_layers_moe) +
-        format("\"unified\": %s, \"host_bytes\": %zu, \"device_only_bytes\": %zu, ", unified ? "true" : "false", host_bytes, device_bytes) +
-        format("\"device\": [%s], \"cache_bytes\": %zu, \"store_bytes\": %zu, \"expert_bytes_max\": %zu, ",
-                device_list.c_str(), cache_bytes, store_bytes, expert_bytes) +
-        format("\"store_pinned\": %s, \"store_pinned_bytes\": %zu, \"miss_cost\": %s, \"batch_limit\": %d, \"gathers\": %s, \"warning\": %s",
-                store_pinned() ? "true" : "false", pinned_bytes, json_string(engaged ? miss_cost() : "").c_str(), batch_limit, gathers ? "true" : "false", json_string(warning()).c_str()) +
-        (engaged ? policy_json() : "") + "}";
-}
-
-std::string llama_expert_cache_info::line() const {
-    if (!engaged) {
-        return format("expert cache: not engaged: %s", reason.c_str());
-    }
-    std::string device_list;
-    for (const auto & name : devices) {
-        device_list += (device_list.empty() ? "" : ", ") + name;
-    }
-    return
-        format("expert cache: engaged: %s, %d of %d experts in slots, %d pinned, %d of %d MoE layers on %s, %.1f MiB; ",
-                policy_line().c_str(), n_in_slots, n_expert, pinned, n_layers, n_layers_moe, device_list.c_str(), cache_bytes/1024.0/1024.0) +
-        (!unified ? "" : format("unified: %.1f MiB of experts in host memory, %.1f MiB only on the device; ", host_bytes/1024.0/1024.0, device_bytes/1024.0/1024.0)) +
-        format("%s; steps of up to %d tokens%s%s%s", miss_cost().c_str(), batch_limit, gathers ? ", larger ones gather their experts" : "",
-                reason.empty() ? "" : "; other layers not served: ", reason.c_str()) +
-        format("%s%s", warning().empty() ? "" : "; warning: ", warning().c_str());
 }
 
 llama_expert_cache_info llama_expert_cache::info() const {

@@ -2,6 +2,7 @@
 
 #include "llama-expert-budget.h"
 #include "llama-expert-hot.h"
+#include "llama-expert-info.h"
 #include "llama-expert-rates.h"
 #include "llama-expert-store.h"
 #include "llama-expert-worker.h"
@@ -21,66 +22,6 @@
 
 struct llama_model;
 class  llama_expert_unified;
-
-// experts to pin, read from a text file:
-//   # EXPERT_CACHE_PIN_LIST v1
-//   n_layer  N
-//   n_expert N
-//   layer I: e0 e1 ...   (one line per layer, most used first; may be empty)
-struct llama_expert_pin_list {
-    std::vector<std::vector<int32_t>> layers; // [n_layer][...] expert ids
-
-    // n_layer_all counts the layers for multi-token prediction too; a list may leave them out
-    // throws std::runtime_error that names the line at fault
-    static llama_expert_pin_list read(const std::string & path, uint32_t n_layer, uint32_t n_layer_all, uint32_t n_expert);
-};
-
-// what the cache is doing
-struct llama_expert_cache_info {
-    bool        engaged       = false;
-    std::string reason        = "off"; // why layers are not served, empty if all are
-    int32_t     requested     = LLAMA_EXPERT_CACHE_OFF;
-    int32_t     capacity      = 0;     // slots per layer
-    int32_t     n_in_slots    = 0;     // experts in them
-    int32_t     pinned        = 0;
-    int32_t     n_expert      = 0;
-    int32_t     n_expert_used = 0;
-    int32_t     n_layers      = 0;     // served by the cache
-    int32_t     n_layers_moe  = 0;     // with experts
-    int32_t     batch_limit   = 0;     // steps of more tokens do not use the slots
-    bool        gathers       = false; // but what is in them, the rest from pinned host memory; else they go past the cache
-    size_t      cache_bytes   = 0;
-    size_t      store_bytes   = 0;
-    size_t      expert_bytes  = 0;     // largest expert
-    size_t      pinned_bytes  = 0;     // host memory that devices read themselves
-    bool        unified       = false; // pinned experts are only in slots
-    size_t      host_bytes    = 0;     // of experts in host memory
-    size_t      device_bytes  = 0;     // of experts that are not
-    bool        by_host       = false; // they cannot: the host copies, for which it waits for the device in each layer
-    llama_expert_cache_policy policy = LLAMA_EXPERT_CACHE_POLICY_LRU;
-    int32_t     hot_interval  = 0;     // with the policy hot: tokens after which the experts are chosen again
-    std::string hybrid;                // with the policy hybrid: what a miss costs, as JSON
-    std::string hybrid_choice;
-    bool        asks          = false; // the device asks the CPU itself for what it computes; else the scheduler hands it over
-    int64_t     hits          = 0;
-    int64_t     misses        = 0;
-    int64_t     copied        = 0;
-    int64_t     computed      = 0;
-
-    std::set<std::string> devices;
-
-    bool        store_pinned() const { return pinned_bytes > 0 && !by_host; }
-    std::string miss_cost() const;
-
-    // why the cache is not expected to pay off, empty if nothing speaks against it
-    std::string warning() const;
-
-    std::string policy_json() const; // what lru does not have
-    std::string policy_line() const;
-
-    std::string json() const; // one line
-    std::string line() const; // for people
-};
 
 // what the graph of a step asks of a layer
 struct llama_expert_step {

@@ -1,5 +1,7 @@
 #include "llama-expert-hot.h"
 
+#include "llama-expert-memory.h"
+
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -206,7 +208,7 @@ llama_expert_hot::copier & llama_expert_hot::copier_of(ggml_backend_t backend) {
     copier & c = it->second;
 
     ggml_backend_dev_t dev = ggml_backend_get_device(backend);
-    if (is_new && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+    if (is_new && !llama_device_is_cpu(dev)) {
         c.steps  = ggml_backend_event_new(dev);
         c.copies = ggml_backend_event_new(dev);
         if (c.steps && c.copies) {

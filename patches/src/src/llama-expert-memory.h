@@ -14,3 +14,11 @@ size_t llama_host_memory_total();
 
 // what a device can still give; the CPU back end reports all the memory there is as free
 size_t llama_device_memory_free(ggml_backend_dev_t dev);
+
+inline bool llama_device_is_cpu(ggml_backend_dev_t dev) {
+    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+inline double llama_gib(size_t bytes) {
+    return bytes/1024.0/1024.0/1024.0;
+}

@@ -22,7 +22,7 @@ void llama_expert_store::clear() {
 }
 
 const void * llama_expert_store::map(ggml_backend_dev_t dev, const ggml_tensor * tensor) {
-    if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+    if (llama_device_is_cpu(dev)) {
         return tensor->data;
     }
     if (!ggml_backend_buffer_is_host(tensor->buffer)) {

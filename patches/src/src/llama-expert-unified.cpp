@@ -3,6 +3,7 @@
 #include "llama-arch.h"
 #include "llama-expert-cache.h"
 #include "llama-expert-memory.h"
+#include "llama-expert-pin-list.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
@@ -21,18 +22,10 @@
 #include <unistd.h>
 #endif
 
-static double gib(size_t bytes) {
-    return bytes/1024.0/1024.0/1024.0;
-}
-
-static bool is_cpu(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
-}
-
 // memory of the host, in any layout
 static bool is_host(ggml_backend_buffer_type_t buft) {
     const auto dev = ggml_backend_buft_get_device(buft);
-    return ggml_backend_buft_is_host(buft) || (dev && is_cpu(dev));
+    return ggml_backend_buft_is_host(buft) || (dev && llama_device_is_cpu(dev));
 }
 
 static size_t page_size() {
@@ -62,7 +55,7 @@ static char * reserve_addresses(size_t size) {
 #else
     void * result = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (result == MAP_FAILED) {
-        throw std::runtime_error(format("expert cache: unified memory: cannot reserve %.2f GiB of address space: %s", gib(size), strerror(errno)));
+        throw std::runtime_error(format("expert cache: unified memory: cannot reserve %.2f GiB of address space: %s", llama_gib(size), strerror(errno)));
     }
     return (char *) result;
 #endif
@@ -224,7 +217,7 @@ void llama_expert_unified::check(const llama_model_loader & ml, const llama_mode
 
     const int32_t n_expert = tensors.front().store->ne[2];
     const auto    pins     = llama_expert_pin_list::read(params.expert_cache_pin_list, n_layer, model.hparams.n_layer_all, n_expert);
-    const bool    have_gpu = std::any_of(model.devices.begin(), model.devices.end(), [](const auto & d) { return !is_cpu(d.dev); });
+    const bool    have_gpu = std::any_of(model.devices.begin(), model.devices.end(), [](const auto & d) { return !llama_device_is_cpu(d.dev); });
 
     size_t host_taken = 0;
     std::map<ggml_backend_dev_t, size_t> taken;
@@ -242,10 +235,10 @@ void llama_expert_unified::check(const llama_model_loader & ml, const llama_mode
     std::map<ggml_backend_dev_t, size_t> slot_bytes;
     for (const auto & w : tensors) {
         const auto dev = model.dev_layer(w.il);
-        if (w.il >= n_layer || (is_cpu(dev) && have_gpu)) {
+        if (w.il >= n_layer || (llama_device_is_cpu(dev) && have_gpu)) {
             continue;
         }
-        layers[w.il] = { (int32_t) pins.layers[w.il].size(), is_cpu(dev) };
+        layers[w.il] = { (int32_t) pins.layers[w.il].size(), llama_device_is_cpu(dev) };
         n_listed     = std::max(n_listed, layers[w.il].n_listed);
         slot_bytes[dev] += w.expert_bytes();
     }
@@ -259,7 +252,7 @@ void llama_expert_unified::check(const llama_model_loader & ml, const llama_mode
     budget.capacity_max  = n_expert;
     budget.host_bytes    = host_budget() > host_taken ? host_budget() - host_taken : 0;
     for (const auto & [dev, bytes] : slot_bytes) {
-        if (!is_cpu(dev)) {
+        if (!llama_device_is_cpu(dev)) {
             const size_t free = llama_device_memory_free(dev);
             budget.capacity_max = std::min<int64_t>(budget.capacity_max, free > taken[dev] ? (free - taken[dev])/bytes : 0);
         }
@@ -335,7 +328,7 @@ void llama_expert_unified::progress::add(size_t bytes) {
     done += bytes;
     const int64_t now = ggml_time_us();
     if (now - spoken >= interval) {
-        LLAMA_LOG_WARN("expert cache: unified memory: read %.2f of %.2f GiB of experts, %.2f GiB/s\n", gib(done), gib(total), gib(done)/((now - start)/1e6));
+        LLAMA_LOG_WARN("expert cache: unified memory: read %.2f of %.2f GiB of experts, %.2f GiB/s\n", llama_gib(done), llama_gib(total), llama_gib(done)/((now - start)/1e6));
         spoken = now;
     }
 }
@@ -402,7 +395,7 @@ void llama_expert_unified::load(int il_begin, int il_end, const std::map<const g
     }
     staging = {};
 
-    LLAMA_LOG_INFO("expert cache: unified memory: read %.2f GiB of experts in %.1f s\n", gib(progress.done), (ggml_time_us() - progress.start)/1e6);
+    LLAMA_LOG_INFO("expert cache: unified memory: read %.2f GiB of experts in %.1f s\n", llama_gib(progress.done), (ggml_time_us() - progress.start)/1e6);
 }
 
 //
@@ -430,7 +423,7 @@ llama_expert_unified::ranges llama_expert_unified::loaded_pages() const {
 }
 
 void llama_expert_unified::map(ggml_backend_dev_t dev) {
-    if (is_cpu(dev)) {
+    if (llama_device_is_cpu(dev)) {
         return;
     }
     const auto reg   = ggml_backend_dev_backend_reg(dev);
@@ -455,7 +448,7 @@ void llama_expert_unified::map(ggml_backend_dev_t dev) {
                 unmap(first);
             }
             throw std::runtime_error(format("expert cache: unified memory: %s cannot read %.2f GiB of host memory: "
-                    "see the reason above; fewer bytes are left to the host if more experts are pinned", ggml_backend_dev_name(dev), gib(last - first)));
+                    "see the reason above; fewer bytes are left to the host if more experts are pinned", ggml_backend_dev_name(dev), llama_gib(last - first)));
         }
         it->pages.emplace_back(first, last);
     };

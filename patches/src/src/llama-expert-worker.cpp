@@ -1,5 +1,7 @@
 #include "llama-expert-worker.h"
 
+#include "llama-expert-memory.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
@@ -90,7 +92,7 @@ static void relax() {
 
 // memory that the device can write too: that of the CPU only if it is the device
 static ggml_backend_buffer_ptr allocate(ggml_backend_dev_t dev, size_t size) {
-    const bool is_cpu = ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    const bool is_cpu = llama_device_is_cpu(dev);
     const auto buft   = is_cpu ? ggml_backend_cpu_buffer_type() : ggml_backend_dev_host_buffer_type(dev);
 
     ggml_backend_buffer_ptr result { buft ? ggml_backend_buft_alloc_buffer(buft, size) : nullptr };
