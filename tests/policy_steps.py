@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from fake_study import make_session
+from shipped_decode import CLOSE
 from tec.build import Manifest
 from tec.config import FileSource, Study, load_row
 from tec.gguf_file import ModelInfo, read_geometry
@@ -20,18 +18,8 @@ from tec.verdicts import enforce, judge, on_cpu
 
 ROW = load_row("pydoc-moe")
 SLOTS = 16
-CLOSE = 0.4
-"""Margins between the two best logits that a difference in the last bits may turn over."""
 
 Options = Mapping[str, str | int | bool]
-
-
-def need_policy(build: Manifest, policy: str) -> None:
-    """Skip the test where the built tools do not have the policy."""
-    command = [str(build.bin_dir / "llama-expert-bench"), "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    if f",{policy}" not in shown.stdout + shown.stderr:
-        pytest.skip(f"the build has no policy {policy}")
 
 
 def policy_steps(build: Manifest, policy: str, off: Options, on: Options) -> Steps:
@@ -43,7 +31,6 @@ def policy_steps(build: Manifest, policy: str, off: Options, on: Options) -> Ste
         off: options of the arm with the cache off.
         on: those of the others.
     """
-    need_policy(build, policy)
     cached = {"expert_cache": SLOTS, "options": on}
     few = {"n_gen": 12, "rounds": 2, "prompts": 2, "batches": [1, 2], "chunks": 1}
     values = {

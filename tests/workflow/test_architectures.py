@@ -11,7 +11,6 @@ makes no gemma4.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import gguf
 import pytest
 
 from gguf_files import N_EXPERT_USED, split, widen
+from programs import run_program
 
 N_WIDE = 8
 N_GEN = 8
@@ -68,10 +68,9 @@ def decode(binaries: dict[str, Path], model: Path, prompts: Path) -> Decode:
         words = ("-m", model, "--prompts", prompts, "-n", N_GEN, "-t", 1, "-c", 256)
         arm = ("--parallel", parallel, "--expert-cache", slots, *more)
         layout = ("--no-repack",) if plain else ()
-        command = [str(w) for w in (binaries["llama-expert-bench"], *words, *arm, *layout)]
-        environment = {**os.environ, **variables}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-2000:]}"
+        command = (binaries["llama-expert-bench"], *words, *arm, *layout)
+        done = run_program(command, 120, **variables)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 

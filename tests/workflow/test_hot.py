@@ -1,23 +1,32 @@
 """The policy hot: chosen experts in slots, the others computed by the CPU.
 
 Its outputs are those of the cache off up to the order of sums, and to the bit where every selected
-expert is in a slot. Repacked weights are not read by it, so all runs load without.
+expert is in a slot.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hot_model import simulate
-from programs import run_program
-from tec.config import load_row, load_study
+from shipped_decode import (
+    MODEL,
+    PLAIN,
+    PROMPTS,
+    Attempt,
+    Run,
+    assert_agree,
+    assert_refused,
+    attempt_with,
+    decode_with,
+    hashes,
+)
+from tec.config import load_study
 from tec.gguf_file import Geometry, read_geometry
 from tec.paths import ROOT
 from tec.perplexity import (
@@ -30,15 +39,8 @@ from tec.perplexity import (
 from tec.process import run_tool
 from tec.routing_trace import read_trace
 
-MODEL = ROOT / "models" / "pydoc-moe" / "pydoc-moe.gguf"
-PROMPTS = ROOT / load_row("pydoc-moe").prompts
 N_GEN = 12
-CLOSE = 0.4
-"""Margins between the two best logits that a difference in the last bits may turn over."""
-PLAIN = "--no-repack"
 BYPASS = "LLAMA_MOE_HOT_PP_BYPASS_N_TOKENS"
-
-Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -47,57 +49,20 @@ def geometry() -> Geometry:
 
 
 @pytest.fixture(scope="module")
-def attempt(binaries: dict[str, Path]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a tool on the shipped model with arguments and variables."""
-
-    def run(tool: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        words = ("-m", MODEL, "-t", 2, *arguments)
-        return run_program((binaries[tool], *words), 120, **variables)
-
-    return run
+def attempt(binaries: dict[str, Path]) -> Attempt:
+    return attempt_with(binaries)
 
 
 @pytest.fixture(scope="module")
-def decode(attempt: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
-    """Decode prompts with llama-expert-bench; the same run is made once."""
-    known: dict[str, dict[str, Any]] = {}
-
-    def run(*arguments: object, first: int = 1, **variables: str) -> dict[str, Any]:
-        key = repr((arguments, first, variables))
-        if key not in known:
-            words = ("--prompts", PROMPTS, "--first", first, "-n", N_GEN, "-c", 4096, PLAIN)
-            done = attempt("llama-expert-bench", *words, *arguments, **variables)
-            assert done.returncode == 0, done.stderr[-2000:]
-            known[key] = json.loads(done.stdout)
-        return known[key]
-
-    return run
-
-
-def hashes(run: dict[str, Any]) -> list[list[str]]:
-    return [prompt["logits_hash"] for prompt in run["prompts"]]
-
-
-def assert_agree(run: dict[str, Any], reference: dict[str, Any]) -> None:
-    """Assert equal tokens, prompt by prompt up to the first that was nearly another one.
-
-    Rounding inputs of products to 8 bits makes small differences larger: logits of about 20 differ
-    by up to 0.15.
-    """
-    compared = 0
-    for mine, other in zip(run["prompts"], reference["prompts"], strict=True):
-        n = len(list(takewhile(lambda margin: margin > CLOSE, other["logits_margin"])))
-        assert mine["tokens"][:n] == other["tokens"][:n]
-        assert mine["logits_margin"][:n] == pytest.approx(other["logits_margin"][:n], abs=CLOSE)
-        compared += n
-    assert compared >= N_GEN
+def decode(attempt: Attempt) -> Run:
+    return decode_with(attempt, N_GEN)
 
 
 @pytest.mark.parametrize("slots", [8, 11, 32])
 def test_tokens_are_those_of_off(decode: Run, slots: int) -> None:
     hot = decode("--moe-hot-k", slots, "--moe-hot-rebalance-interval", 5, first=4)
     assert hot["misses"] > 0
-    assert_agree(hot, decode(first=4))
+    assert_agree(hot, decode(first=4), N_GEN)
 
 
 def test_all_experts_in_slots_are_bitwise_those_of_off(decode: Run, geometry: Geometry) -> None:
@@ -191,7 +156,7 @@ def test_batches_of_up_to_16_are_those_of_off(
         off = decode(*words, first=16)
         hot = decode(*words, "--moe-hot-k", slots, first=16)
         assert hot["hits"] + hot["misses"] == hot["decode_tokens"] * selections
-        assert_agree(hot, off)
+        assert_agree(hot, off, N_GEN)
 
 
 def test_threads_do_not_change_the_bits(decode: Run) -> None:
@@ -227,7 +192,7 @@ def test_status_says_what_the_policy_does(decode: Run) -> None:
     run = decode("--expert-cache", 16, "--expert-cache-policy", "hot")
     status = run["status"]
     assert (status["engaged"], status["policy"], status["capacity"]) == (True, "hot", 16)
-    assert (status["hot_interval"], status["batch_limit"]) == (60, 32)
+    assert (status["hot_interval"], status["batch_limit"]) == (16, 32)
     assert "CPU" in status["miss_cost"]
     assert status["misses"] == run["misses"] + run["prompt_misses"] == status["computed_by_cpu"]
     assert status["hits"] == run["hits"] + run["prompt_hits"]
@@ -251,12 +216,12 @@ def test_pinned_experts_keep_their_slots(decode: Run, geometry: Geometry, tmp_pa
     hot = ("--moe-hot-k", 12, "--moe-hot-rebalance-interval", 5)
     pinned = decode(*hot, "--expert-cache-pin-list", pins, "--expert-cache-pinned", 4, first=4)
     assert pinned["status"]["pinned"] == 4
-    assert_agree(pinned, decode(first=4))
+    assert_agree(pinned, decode(first=4), N_GEN)
     assert pinned["hits"] != decode(*hot, first=4)["hits"]
 
 
 def test_repacked_experts_are_refused_with_the_remedy(
-    attempt: Callable[..., subprocess.CompletedProcess[str]],
+    attempt: Attempt,
 ) -> None:
     words = ("--prompts", PROMPTS, "--first", 1, "-n", 2, "--moe-hot-k", 16)
     done = attempt("llama-expert-bench", *words)
@@ -267,7 +232,7 @@ def test_repacked_experts_are_refused_with_the_remedy(
 
 
 def test_llama_bench_has_the_policy_as_axis_and_columns(
-    attempt: Callable[..., subprocess.CompletedProcess[str]],
+    attempt: Attempt,
 ) -> None:
     words = ("-r", 1, "-p", 0, "-n", 8, "-o", "jsonl", "--repack", 0, "--moe-hot-k", "0,16,64")
     done = attempt("llama-bench", *words, LLAMA_ARG_MOE_HOT_REBALANCE_INTERVAL="4")
@@ -299,15 +264,10 @@ def test_llama_bench_has_the_policy_as_axis_and_columns(
     ],
 )
 def test_malformed_settings_stop_the_program(
-    attempt: Callable[..., subprocess.CompletedProcess[str]],
+    attempt: Attempt,
     tool: str,
     arguments: tuple[str, ...],
     variables: dict[str, str],
     complaint: str,
 ) -> None:
-    bench = ("--prompts", PROMPTS, "-n", 2, PLAIN)
-    words = bench if tool == "llama-expert-bench" else ("-p", 0, "-n", 2, "-r", 1, "--repack", 0)
-    done = attempt(tool, *words, *arguments, **variables)
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert complaint in done.stderr
-    assert "GGML_ASSERT" not in done.stderr
+    assert_refused(attempt, tool, arguments, complaint, **variables)
