@@ -445,10 +445,10 @@ expert_resolve_fill(const resolve_args args, const fill_args fill, const quantiz
     if (!look_up(args, step)) {
         if (blockIdx.x == 0) {
             write_result(args, step, threadIdx.x, blockDim.x);
-            write_state (args, step, threadIdx.x, blockDim.x);
             if (fill.early) {
                 __threadfence();
             }
+            write_state(args, step, threadIdx.x, blockDim.x);
         }
         return;
     }

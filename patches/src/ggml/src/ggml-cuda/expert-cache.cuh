@@ -4,51 +4,64 @@
 // for the kernels of products with experts in slots
 //
 
-// in place of ggml_cuda_pdl_sync
-static __device__ __forceinline__ void ggml_cuda_expert_sync(const ggml_cuda_expert_wait & wait) {
-    if (wait.beside_fill) {
-        __threadfence(); // the kernel before, which still fills, did the same after it had written slots and activations
-    } else {
-        ggml_cuda_pdl_sync();
-    }
+static __device__ __forceinline__ int32_t ggml_cuda_expert_load(const int32_t * x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= GGML_CUDA_CC_VOLTA
+    int32_t result;
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(result) : "l"(x) : "memory"); // not what this SM has read before
+    return result;
+#else
+    return *x;
+#endif
 }
 
-// Waits until the expert in the slot is there. The other slots are not written by the step. Nothing is waited for that might
-// not run yet: all blocks of the fill do, or the product would not have started.
-static __device__ __forceinline__ void ggml_cuda_expert_wait_filled(const ggml_cuda_expert_wait & wait, const int32_t slot) {
-    if (!wait.fills) {
-        return;
-    }
-    bool      missed = false;
-    const int n      = wait.fills[0];
-    for (int m = 1; m <= n; ++m) {
-        missed = missed || wait.fills[2*m + 1] == slot;
-    }
-    if (!missed) {
-        return;
-    }
+// Nothing is waited for that might not run yet: all blocks of the fill do, or the product would not have started.
+static __device__ __forceinline__ void ggml_cuda_expert_wait_filled(const ggml_cuda_expert_wait & wait) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= GGML_CUDA_CC_VOLTA
     const int64_t to_fill = *wait.to_fill;
     int64_t       filled  = 0;
     while (true) {
         asm volatile("ld.acquire.gpu.global.s64 %0, [%1];" : "=l"(filled) : "l"(wait.filled) : "memory");
         if (filled >= to_fill) {
-            break;
+            return;
         }
         __nanosleep(400); // the others poll the same address
     }
-#endif // older ones start a kernel when the one before is over
+#else
+    GGML_UNUSED(wait); // a kernel starts when the one before is over
+#endif
 }
 
-// the same for a block whose threads all need the slot
-static __device__ __forceinline__ void ggml_cuda_expert_block_wait_filled(const ggml_cuda_expert_wait & wait, const int32_t slot) {
+// In place of ggml_cuda_pdl_sync: waits for what the product with the expert in slot *slot needs, and returns that slot. Where
+// the step has misses the fill may still run; a fence then stands for what the end of a kernel otherwise does. It costs the
+// products of other warps what is in L1, so it is only taken then. whole_block: all threads of the block are here for the slot.
+template <bool whole_block>
+static __device__ __forceinline__ int32_t ggml_cuda_expert_sync(const ggml_cuda_expert_wait & wait, const int32_t * slot) {
+    if (!wait.beside_fill) {
+        ggml_cuda_pdl_sync();
+    }
     if (!wait.fills) {
-        return;
+        return slot ? *slot : 0;
     }
-    if (threadIdx.y == 0) {
-        ggml_cuda_expert_wait_filled(wait, slot);
+    const int32_t n_miss = ggml_cuda_expert_load(wait.fills);
+    const int32_t result = ggml_cuda_expert_load(slot);
+    if (n_miss == 0) {
+        ggml_cuda_pdl_sync();
+        return result;
     }
-    __syncthreads();
+    __threadfence();
+    if (!whole_block || threadIdx.y == 0) {
+        bool missed = false;
+        for (int m = 1; m <= n_miss; ++m) {
+            missed = missed || wait.fills[2*m + 1] == result;
+        }
+        if (missed) {
+            ggml_cuda_expert_wait_filled(wait);
+        }
+    }
+    if (whole_block) {
+        __syncthreads();
+    }
+    return result;
 }
 
 // whether the kernels can work on an operation of the expert cache
