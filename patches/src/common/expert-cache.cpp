@@ -239,7 +239,7 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
     ).set_env("LLAMA_ARG_EXPERT_CACHE_RATES"));
     add_opt(common_arg(
         {"--moe-hot-rebalance-interval"}, "N",
-        "tokens after which the policy hot chooses its experts again (default: 60)",
+        "tokens after which the policy hot chooses its experts again (default: 16)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_hot_interval(value); }
     ).set_env("LLAMA_ARG_MOE_HOT_REBALANCE_INTERVAL"));
 }
@@ -275,7 +275,7 @@ const char * common_expert_cache_sweep::usage() {
         "  --expert-cache-unified <0|1>                      (default: 0)\n"
         "  --expert-cache-rates <c0,c1,h0,h1>                (default: measured)\n"
         "  --moe-hot-k <n>                                   (default: 0, none; else the policy hot with n experts)\n"
-        "  --moe-hot-rebalance-interval <n>                  (default: 60)\n";
+        "  --moe-hot-rebalance-interval <n>                  (default: 16)\n";
 }
 
 void common_expert_cache_sweep::parse(const std::string & arg, const std::string & value) {

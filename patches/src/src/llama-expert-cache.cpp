@@ -38,12 +38,11 @@ static constexpr size_t MAX_TENSORS = 9;
 // before the next layer wants to copy.
 static constexpr int32_t N_BACKGROUND = 1;
 
-// whether products run beside the fill of a layer with these tensors; on the CPU nothing does, but tests see the same
-static bool fills_beside(ggml_backend_dev_t dev, const std::vector<ggml_tensor *> & exps, size_t n_tensors) {
+// whether products run beside the fill of quantised weights alone; on the CPU nothing does, but tests see the same
+static bool fills_beside(ggml_backend_dev_t dev) {
     const auto beside = (ggml_backend_expert_cache_fills_beside_t)
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "ggml_backend_expert_cache_fills_beside");
-    return llama_device_is_cpu(dev) || (beside && beside() && n_tensors == exps.size() &&
-            std::all_of(exps.begin(), exps.end(), [](const ggml_tensor * t) { return ggml_is_quantized(t->type); }));
+    return llama_device_is_cpu(dev) || (beside && beside());
 }
 
 // the dimension of a tensor that counts experts: weights have 3, biases 2, scales 1
@@ -309,10 +308,11 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         cur.dev     = model.dev_layer(il);
         cur.backend = find_backend(backends, cur.dev);
 
+        auto small = biases;
+        small.insert(small.end(), scales.begin(), scales.end());
+
         std::string why = why_not(exps, cur.dev, cur.backend, have_gpu);
         if (why.empty() && host_computes()) {
-            auto small = biases;
-            small.insert(small.end(), scales.begin(), scales.end());
             why = why_not_on_host(exps, small, cur.dev);
         }
         if (!why.empty()) {
@@ -321,11 +321,11 @@ void llama_expert_cache::collect(const llama_model & model, const std::vector<gg
         }
         cur.scales     = { ml.ffn_gate_exps_s, ml.ffn_up_exps_s, ml.ffn_down_exps_s };
         cur.max_tokens = max_tokens_in_slots(cur.dev, exps);
-        cur.n_background = fills_beside(cur.dev, exps, exps.size() + biases.size() + scales.size()) ? N_BACKGROUND : 0;
+        cur.n_background = fills_beside(cur.dev) && (small.empty() || llama_device_is_cpu(cur.dev)) ? N_BACKGROUND : 0;
         if (hot) {
             hot->n_bypass = std::min(hot->n_bypass, cur.max_tokens);
         }
-        for (const auto & tensors : { exps, biases, scales }) {
+        for (const auto & tensors : { exps, small }) {
             for (ggml_tensor * t : tensors) {
                 cur.exps.push_back({ t, nullptr, nullptr, slots_buft(cur.dev, t), map(cur.dev, t) });
             }
@@ -797,8 +797,10 @@ void llama_expert_cache::begin_step(int64_t n_tokens, int32_t n_threads) {
     if (hot) {
         hot->begin_step(n_tokens);
     }
-    for (auto & [dev, a] : workers) {
-        a.worker->begin(n_threads);
+    if (host_serves()) {
+        for (auto & [dev, a] : workers) {
+            a.worker->begin(n_threads);
+        }
     }
 }
 
@@ -858,7 +860,7 @@ static ggml_tensor * build_request(ggml_context * ctx, const llama_expert_step &
 
 //   ids, state: see ggml_expert_misses and ggml_expert_post
 void llama_expert_cache::ask_host(
-        ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, ggml_tensor * ids,
+        ggml_context * ctx, const llama_expert_step & step, size_t i, ggml_tensor * ids,
         const ggml_expert_host_state * state, llama_expert_view & view) const {
     const auto it = workers.find(layers[i].dev);
     if (it != workers.end()) {
@@ -866,7 +868,6 @@ void llama_expert_cache::ask_host(
         view.posted = ggml_expert_post(ctx, step.x, step.weights, ids, state, it->second.state, &it->second.worker->address(), i);
     } else {
         view.misses = ggml_expert_misses(ctx, build_request(ctx, step, ids), step.selected->ne[0], state);
-        ggml_build_forward_expand(gf, view.misses);
     }
 }
 
@@ -877,7 +878,7 @@ void llama_expert_cache::hot_view(ggml_context * ctx, ggml_cgraph * gf, const ll
     }
     if (!hot->all_resident(i)) {
         // first of all, so that the host has it before the device begins with its own experts
-        ask_host(ctx, gf, step, i, step.selected, &layers[i].host, view);
+        ask_host(ctx, step, i, step.selected, &layers[i].host, view);
         ggml_build_forward_expand(gf, view.posted ? view.posted : view.misses);
     }
     view.ids = hot->build_slots(ctx, i, step.selected);
@@ -897,7 +898,10 @@ void llama_expert_cache::slot_view(
     view.ids = l.build_fill(ctx, slots);
     if (hybrid) {
         ggml_build_forward_expand(gf, view.ids); // the fill right after the resolve: both are one kernel then
-        ask_host(ctx, gf, step, i, ggml_expert_host_ids(ctx, slots), nullptr, view);
+        ask_host(ctx, step, i, ggml_expert_host_ids(ctx, slots), nullptr, view);
+        if (view.misses) {
+            ggml_build_forward_expand(gf, view.misses); // before the products, which the device computes meanwhile
+        }
     }
 }
 
@@ -960,7 +964,7 @@ llama_expert_view llama_expert_cache::view(
     if (hot && on_host && hot->serves(step.n_tokens)) {
         hot_view(ctx, gf, step, i, result);
     } else if (!hot && ggml_nelements(selected) <= l->n_owners() - pinned_in(*l) && selected->ne[1] <= l->max_tokens) {
-        slot_view(ctx, gf, step, i, on_host && l->has_zeros() && selected->ne[1] > 0, result);
+        slot_view(ctx, gf, step, i, on_host && host_serves() && l->has_zeros() && selected->ne[1] > 0, result);
     }
     if (result.ids) {
         for (const weights * w : used) {

@@ -153,13 +153,15 @@ private:
     void hot_view (ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, llama_expert_view & view) const;
     void slot_view(ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, bool hybrid, llama_expert_view & view) const;
     void ask_host(
-            ggml_context * ctx, ggml_cgraph * gf, const llama_expert_step & step, size_t i, ggml_tensor * ids,
+            ggml_context * ctx, const llama_expert_step & step, size_t i, ggml_tensor * ids,
             const ggml_expert_host_state * state, llama_expert_view & view) const;
     llama_expert_ffn host_ffn(const llama_expert_step & step, size_t i, const std::vector<ggml_tensor *> & exps) const;
     std::vector<llama_expert_hot::layer> hot_layers() const;
 
     bool host_computes() const { return policy != LLAMA_EXPERT_CACHE_POLICY_LRU; }
     bool is_hybrid()     const { return policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID; }
+    // whether the host may have something to compute; unknown before it is measured
+    bool host_serves()   const { return hot || (is_hybrid() && (n_copied.empty() || llama_expert_rates::computes(n_copied))); }
     int32_t n_zeros(int32_t n_slots) const { return host_computes() && n_slots < n_expert ? 1 : 0; }
 
     void create_workers(const llama_model & model);

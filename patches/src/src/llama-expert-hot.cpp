@@ -43,6 +43,7 @@ void llama_expert_hot::reset(std::vector<layer> new_layers) {
     for (auto & l : layers) {
         l.owner.assign(l.order.begin(), l.order.begin() + l.n_slots);
         l.slots.assign(l.order.size(), l.n_slots);
+        l.score.assign(l.order.size(), 0);
 
         l.n_resident = 0;
         for (int32_t s = 0; s < l.n_slots; ++s) {
@@ -139,8 +140,11 @@ void llama_expert_hot::choose(size_t i) {
 
     std::vector<int32_t> uses(l.order.size());
     ggml_backend_tensor_get(l.host.uses, uses.data(), 0, ggml_nbytes(l.host.uses));
-    std::stable_sort(l.order.begin() + l.n_pinned, l.order.end(), [&uses](int32_t a, int32_t b) { return uses[a] > uses[b]; });
     ggml_backend_tensor_memset(l.host.uses, 0, 0, ggml_nbytes(l.host.uses));
+    for (size_t e = 0; e < uses.size(); ++e) {
+        l.score[e] = l.score[e]/2 + uses[e];
+    }
+    std::stable_sort(l.order.begin() + l.n_pinned, l.order.end(), [&l](int32_t a, int32_t b) { return l.score[a] > l.score[b]; });
 
     // the most used of the new ones takes the place of the least used of the old ones
     auto leaving = l.order.rbegin();

@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-// Policy hot: the slots of a layer hold the experts that it used most in the last interval. After each interval they are
-// chosen again; those that are new are copied while the device computes, a few with each step. The host computes the
-// selected experts that have no slot at the same time as the device those that have one.
+// Policy hot: the slots of a layer hold the experts that it used most; a use counts half as much with each interval that has
+// passed since. After each interval they are chosen again; those that are new are copied while the device computes, a few with
+// each step. The host computes the selected experts that have no slot at the same time as the device those that have one.
 //
 // For the device an expert without a slot is in a slot of zeros, and contributes nothing.
 class llama_expert_hot {
@@ -34,6 +34,7 @@ public:
         std::vector<int32_t> owner; // expert in each slot, -1 = it is being copied
         std::vector<int32_t> slots;  // what lookup has
         std::vector<int32_t> placed; // what the tables have
+        std::vector<int32_t> score;  // uses of each expert up to the last choice
         int64_t n_resident = 0;     // uses of its experts while all are in slots
 
         bool resident() const { return n_slots == (int32_t) order.size(); }

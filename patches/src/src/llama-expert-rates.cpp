@@ -4,17 +4,25 @@
 
 #include <algorithm>
 
-llama_expert_rates::line llama_expert_rates::line::measure(int32_t n_most, const std::function<double(int32_t)> & time) {
-    constexpr int n_rounds = 7;
+static double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size()/2, values.end());
+    return values[values.size()/2];
+}
 
-    double one  = time(1); // and what is done once, such as reading the file
-    double most = time(n_most);
+llama_expert_rates::line llama_expert_rates::line::measure(int32_t n_most, const std::function<double(int32_t)> & time) {
+    constexpr int n_rounds = 9;
+
+    time(1); // and what is done once, such as reading the file
+    time(n_most);
+    std::vector<double> one;
+    std::vector<double> most;
     for (int i = 0; i < n_rounds; ++i) { // in turn: the machine may change its speed
-        one  = std::min(one,  time(1));
-        most = std::min(most, time(n_most));
+        one .push_back(time(1));
+        most.push_back(time(n_most));
     }
-    const double each = n_most > 1 ? std::max(0.0, (most - one)/(n_most - 1)) : 0.0;
-    return { std::max(0.0, one - each), each };
+    // what it usually takes: the least is only seen where nothing else runs on the machine
+    const double each = n_most > 1 ? std::max(0.0, (median(most) - median(one))/(n_most - 1)) : 0.0;
+    return { std::max(0.0, median(one) - each), each };
 }
 
 std::vector<int32_t> llama_expert_rates::split(int32_t n_most, bool background) const {
@@ -33,13 +41,18 @@ std::vector<int32_t> llama_expert_rates::split(int32_t n_most, bool background) 
     return result;
 }
 
-const char * llama_expert_rates::choice(const std::vector<int32_t> & n_copied) {
-    bool copies   = false;
-    bool computes = false;
+bool llama_expert_rates::computes(const std::vector<int32_t> & n_copied) {
     for (size_t n = 0; n < n_copied.size(); ++n) {
-        copies   = copies   || n_copied[n] > 0;
-        computes = computes || n_copied[n] < (int32_t) n;
+        if (n_copied[n] < (int32_t) n) {
+            return true;
+        }
     }
+    return false;
+}
+
+const char * llama_expert_rates::choice(const std::vector<int32_t> & n_copied) {
+    const bool computes = llama_expert_rates::computes(n_copied);
+    const bool copies   = std::any_of(n_copied.begin(), n_copied.end(), [](int32_t k) { return k > 0; });
     return !computes ? "copy" : !copies ? "cpu" : "split";
 }
 

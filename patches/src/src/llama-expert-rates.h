@@ -14,7 +14,7 @@ struct llama_expert_rates {
 
         double operator()(int32_t n) const { return n == 0 ? 0.0 : fixed + each*n; }
 
-        // through the least of several time(1) and time(n_most), in microseconds: what else runs only adds to them
+        // through the medians of several time(1) and time(n_most), in microseconds
         static line measure(int32_t n_most, const std::function<double(int32_t)> & time);
     };
 
@@ -29,6 +29,7 @@ struct llama_expert_rates {
     //   were copied, so one of several is
     std::vector<int32_t> split(int32_t n_most, bool background) const;
 
+    static bool         computes(const std::vector<int32_t> & n_copied); // whether not all are copied
     static const char * choice(const std::vector<int32_t> & n_copied); // "copy", "cpu" or "split"
 
     std::string json(const std::vector<int32_t> & n_copied, int32_t n_background) const;

@@ -3,16 +3,11 @@
 #include "llama-expert-memory.h"
 
 #include "ggml-backend.h"
-#include "ggml-cpu.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <tuple>
-
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
 
 //
 // llama_expert_ffn
@@ -82,14 +77,6 @@ ggml_tensor * llama_expert_ffn::build(ggml_context * ctx, ggml_tensor * misses) 
 // llama_expert_worker
 //
 
-static void relax() {
-#if defined(__x86_64__) || defined(_M_X64)
-    _mm_pause();
-#else
-    std::this_thread::yield();
-#endif
-}
-
 // memory that the device can write too: that of the CPU only if it is the device
 static ggml_backend_buffer_ptr allocate(ggml_backend_dev_t dev, size_t size) {
     const bool is_cpu = llama_device_is_cpu(dev);
@@ -103,8 +90,9 @@ static ggml_backend_buffer_ptr allocate(ggml_backend_dev_t dev, size_t size) {
 }
 
 template <typename T>
-static T cpu_function(ggml_backend_t cpu, const char * name) {
-    return (T) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu)), name);
+static T cpu_function(const char * name) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return cpu ? (T) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), name) : nullptr;
 }
 
 std::unique_ptr<llama_expert_worker> llama_expert_worker::create(ggml_backend_dev_t dev, size_t n_request, size_t n_answer) {
@@ -113,8 +101,10 @@ std::unique_ptr<llama_expert_worker> llama_expert_worker::create(ggml_backend_de
 
     std::unique_ptr<llama_expert_worker> result(new llama_expert_worker());
     result->buffer = allocate(dev, (n_header + n_padded + n_answer)*sizeof(float));
-    result->cpu.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    if (!result->buffer || !result->cpu) {
+    result->list_misses = cpu_function<ggml_backend_cpu_expert_misses_t>       ("ggml_backend_cpu_expert_misses");
+    result->compute     = cpu_function<ggml_backend_cpu_expert_ffn_t>          ("ggml_backend_cpu_expert_ffn");
+    result->work_size   = cpu_function<ggml_backend_cpu_expert_ffn_work_size_t>("ggml_backend_cpu_expert_ffn_work_size");
+    if (!result->buffer || !result->list_misses || !result->compute || !result->work_size) {
         return nullptr;
     }
 
@@ -148,7 +138,6 @@ llama_expert_worker::~llama_expert_worker() {
         changed.notify_one();
         thread.join();
     }
-    set_n_threads(0);
     store.clear();
 }
 
@@ -168,27 +157,19 @@ void llama_expert_worker::set_layer(int32_t i, const llama_expert_ffn & ffn) {
     }
 }
 
-// threads of its own, which wait for work while requests come; 0 = none any more
-void llama_expert_worker::set_n_threads(int32_t n) {
-    n_threads = n;
-    if (threads) {
-        cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>(cpu.get(), "ggml_backend_cpu_set_threadpool")(cpu.get(), nullptr);
-        cpu_function<decltype(&ggml_threadpool_free)>(cpu.get(), "ggml_threadpool_free")(threads);
-        threads = nullptr;
-    }
-    if (n > 0) {
-        auto params = ggml_threadpool_params_default(n);
-        threads = cpu_function<decltype(&ggml_threadpool_new)>(cpu.get(), "ggml_threadpool_new")(&params);
-        cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>(cpu.get(), "ggml_backend_cpu_set_threadpool")(cpu.get(), threads);
-        cpu_function<ggml_backend_set_n_threads_t>(cpu.get(), "ggml_backend_set_n_threads")(cpu.get(), n);
-    }
+// One processor is left to the thread that looks whether the device is done. Without, one of these threads would share its own
+// with it, and all others would wait for that one: a step takes several hundred times as long.
+static int32_t n_beside_waiting(int32_t n_threads) {
+    const int32_t n_processors = std::thread::hardware_concurrency(); // 0 if unknown
+    return n_processors > 1 ? std::min(n_threads, n_processors - 1) : n_threads;
 }
 
-void llama_expert_worker::begin(int32_t n_threads_new) {
+void llama_expert_worker::begin(int32_t n_threads_wanted) {
+    const int32_t n_threads = n_beside_waiting(n_threads_wanted);
     {
         std::lock_guard<std::mutex> lock(mutex);
-        if (n_threads != n_threads_new && !active) {
-            set_n_threads(n_threads_new);
+        if (!active && (!team || team->size() != n_threads)) {
+            team = std::make_unique<llama_expert_team>(n_threads);
         }
         active = true;
     }
@@ -209,17 +190,15 @@ void llama_expert_worker::run() {
 
 // the next request; returns false when there will be none
 bool llama_expert_worker::wait(uint32_t & number) {
-    constexpr int n_eager = 100000; // looks, some milliseconds
-
     while (true) {
-        for (int i = 0; active; i = std::min(i + 1, n_eager)) {
+        for (llama_expert_looking look; active; ) {
             const uint32_t posted = ggml_expert_mailbox_posted(host.mailbox);
             if (posted != number) {
                 number = posted;
                 return true;
             }
-            if (i < n_eager) {
-                relax();
+            if (look.time() < llama_expert_team::EAGER) {
+                look.look();
             } else {
                 std::this_thread::sleep_for(std::chrono::microseconds(50)); // a long prompt, or nobody waits for the step
             }
@@ -240,27 +219,32 @@ void llama_expert_worker::answer() {
     if (it == jobs.end()) {
         it = jobs.emplace(key, build(layers.at(key.first), key.second)).first;
     }
-    GGML_ASSERT(ggml_backend_graph_compute(cpu.get(), it->second.gf) == GGML_STATUS_SUCCESS);
+    const job & j = it->second;
+    work.resize(std::max(work.size(), work_size(j.ffn, team->size())/sizeof(cache_line) + 1));
+    list_misses(j.misses);
+    team->run([this, &j](int32_t i) {
+        const ggml_expert_host_thread thread = {
+            /*.ith  =*/ i,
+            /*.work =*/ work.data(),
+        };
+        compute(j.ffn, &thread);
+    });
 }
 
 llama_expert_worker::job llama_expert_worker::build(const llama_expert_ffn & ffn, int32_t n_tokens) const {
-    constexpr size_t n_nodes = 16; // and leaves
-    const int64_t    n_embd  = ffn.weights.up->ne[0];
-    const size_t     n_list  = 2*(ffn.n_used*n_tokens + 1)*sizeof(int32_t);
+    const int64_t n_embd = ffn.weights.up->ne[0];
 
     job result;
-    result.ctx.reset(ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false) + n_list + GGML_MEM_ALIGN, nullptr, /*.no_alloc =*/ true }));
+    result.ctx.reset(ggml_init({ 4*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
     ggml_context * ctx = result.ctx.get();
 
-    ggml_tensor * step   = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd + 2*ffn.n_used, n_tokens);
-    ggml_tensor * misses = ggml_expert_misses(ctx, step, ffn.n_used, nullptr);
-    ggml_tensor * out    = ffn.build(ctx, misses);
+    ggml_tensor * step = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd + 2*ffn.n_used, n_tokens);
+    result.misses = ggml_expert_misses(ctx, step, ffn.n_used, nullptr);
+    result.ffn    = ffn.build(ctx, result.misses);
 
-    step->data   = host.request;
-    misses->data = ggml_new_buffer(ctx, n_list);
-    out->data    = host.answer;
-
-    result.gf = ggml_new_graph_custom(ctx, n_nodes, false);
-    ggml_build_forward_expand(result.gf, out);
+    step->data          = host.request;
+    result.ffn->data    = host.answer;
+    result.list.resize(ggml_nelements(result.misses));
+    result.misses->data = result.list.data();
     return result;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "llama-expert-store.h"
+#include "llama-expert-team.h"
 
 #include "ggml-cpp.h"
 #include "ggml-expert-host.h"
@@ -13,6 +14,7 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 // how the experts of a layer are computed, see ggml_expert_ffn
 struct llama_expert_ffn {
@@ -60,8 +62,14 @@ private:
     llama_expert_worker() = default;
 
     struct job { // of a layer and a number of tokens
-        ggml_context_ptr ctx;
-        ggml_cgraph    * gf;
+        ggml_context_ptr     ctx;
+        ggml_tensor        * misses;
+        ggml_tensor        * ffn;
+        std::vector<int32_t> list; // data of misses
+    };
+
+    struct alignas(64) cache_line {
+        char data[64];
     };
 
     void run();
@@ -77,11 +85,12 @@ private:
     ggml_expert_post_address device;
     size_t                   room = 0;
 
-    void set_n_threads(int32_t n);
+    ggml_backend_cpu_expert_misses_t        list_misses = nullptr;
+    ggml_backend_cpu_expert_ffn_t           compute     = nullptr;
+    ggml_backend_cpu_expert_ffn_work_size_t work_size   = nullptr;
 
-    ggml_backend_ptr  cpu;
-    ggml_threadpool_t threads   = nullptr;
-    int32_t           n_threads = 0;
+    std::unique_ptr<llama_expert_team> team;
+    std::vector<cache_line>            work; // memory
 
     std::mutex                                   layers_mutex;
     std::map<int32_t, llama_expert_ffn>          layers;

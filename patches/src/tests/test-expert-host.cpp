@@ -1,5 +1,5 @@
 // Checks GGML_OP_EXPERT_MISSES and GGML_OP_EXPERT_FFN on the CPU against sums in double precision, for every type of
-// weights, activation and arrangement; then GGML_OP_EXPERT_POST and GGML_OP_EXPERT_COLLECT on a back end, with a thread that
+// weights, activation and arrangement, in a graph and in threads that are not ggml's; then GGML_OP_EXPERT_POST and GGML_OP_EXPERT_COLLECT on a back end, with a thread that
 // answers. Prints a line for each type and one for the mailbox; exits with 1 if a result is off.
 //
 //   --backend NAME   the mailbox of this back end only
@@ -9,6 +9,8 @@
 #include "ggml-cpu.h"
 #include "ggml-expert-cache.h"
 #include "ggml-expert-host.h"
+
+#include "../src/llama-expert-team.h"
 
 #include <algorithm>
 #include <atomic>
@@ -218,6 +220,35 @@ routing route(int64_t n_tokens, int32_t n_slots, model & m) {
     return r;
 }
 
+template <typename T>
+T cpu_function(ggml_backend_t backend, const char * name) {
+    return (T) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)), name);
+}
+
+// without a graph; some of the threads sleep, come late or not at all
+void compute_in_team(ggml_backend_t backend, ggml_tensor * out) {
+    static llama_expert_team team(5);
+
+    const auto list = cpu_function<ggml_backend_cpu_expert_misses_t>       (backend, "ggml_backend_cpu_expert_misses");
+    const auto ffn  = cpu_function<ggml_backend_cpu_expert_ffn_t>          (backend, "ggml_backend_cpu_expert_ffn");
+    const auto size = cpu_function<ggml_backend_cpu_expert_ffn_work_size_t>(backend, "ggml_backend_cpu_expert_ffn_work_size");
+
+    std::vector<char> work(size(out, team.size()) + 64);
+    void * begin = (void *) GGML_PAD((uintptr_t) work.data(), 64);
+    for (int i = 0; i < 6; ++i) {
+        if (i == 3) {
+            std::this_thread::sleep_for(2*llama_expert_team::EAGER);
+        }
+        ggml_backend_tensor_memset(out, 0xff, 0, ggml_nbytes(out));
+        list(out->src[1]);
+        team.run([&](int32_t ith) {
+            const ggml_expert_host_thread thread = { ith, begin };
+            ffn(out, &thread);
+        });
+    }
+}
+
+// n_threads: 0 = in a team
 std::vector<float> compute(ggml_backend_t backend, const model & m, const arrangement & a, int n_threads) {
     ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true }) };
 
@@ -230,8 +261,12 @@ std::vector<float> compute(ggml_backend_t backend, const model & m, const arrang
     ggml_build_forward_expand(gf, out);
 
     ggml_backend_buffer_ptr buffer { ggml_backend_alloc_ctx_tensors(ctx.get(), backend) };
-    ggml_backend_cpu_set_n_threads(backend, n_threads);
-    GGML_ASSERT(ggml_backend_graph_compute(backend, gf) == GGML_STATUS_SUCCESS);
+    if (n_threads > 0) {
+        ggml_backend_cpu_set_n_threads(backend, n_threads);
+        GGML_ASSERT(ggml_backend_graph_compute(backend, gf) == GGML_STATUS_SUCCESS);
+    } else {
+        compute_in_team(backend, out);
+    }
 
     std::vector<float> result(ggml_nelements(out));
     ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
@@ -278,13 +313,15 @@ bool check(ggml_backend_t backend, const arrangement & a, ggml_type type, ggml_t
     const double off = error(m, a, r, out, n_tokens);
 
     const auto two  = compute(backend, m, a, 2);
-    const bool same  = memcmp(out.data(), two.data(), out.size()*sizeof(out[0])) == 0;
+    const auto team = compute(backend, m, a, 0);
+    const bool same  = memcmp(out.data(), two .data(), out.size()*sizeof(out[0])) == 0;
+    const bool alike = memcmp(out.data(), team.data(), out.size()*sizeof(out[0])) == 0;
     const bool none  = n_slots < N_EXPERT || std::all_of(out.begin(), out.end(), [](float x) { return x == 0.0f && std::signbit(x); });
-    if (ok && same && none && off < 1e-3) {
+    if (ok && same && alike && none && off < 1e-3) {
         return true;
     }
-    printf("%s, %s of %s and %s, %d tokens, %d slots: error %g%s%s%s\n", a.name, "experts", ggml_type_name(type), ggml_type_name(type_up),
-        (int) n_tokens, n_slots, off, ok ? "" : ", wrong counts", same ? "" : ", other bits with 2 threads", none ? "" : ", not -0.0");
+    printf("%s, %s of %s and %s, %d tokens, %d slots: error %g%s%s%s%s\n", a.name, "experts", ggml_type_name(type), ggml_type_name(type_up),
+        (int) n_tokens, n_slots, off, ok ? "" : ", wrong counts", same ? "" : ", other bits with 2 threads", alike ? "" : ", other bits in a team", none ? "" : ", not -0.0");
     return false;
 }
 

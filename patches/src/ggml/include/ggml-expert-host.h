@@ -61,7 +61,7 @@ GGML_API struct ggml_expert_host_state ggml_new_expert_host_state(struct ggml_co
 //
 //   step:   F32 [n_embd + 2*n_used, n_tokens] input of the experts, weights of the selected ones, their ids as numbers
 //   state:  NULL if the ids tell already, and are counted elsewhere: -1 - id for an expert with a slot
-//   result: I32 [2, n_used*n_tokens + 1] (count, 0), then (expert, token*n_used + k) for each; ascending
+//   result: I32 [2, n_used*n_tokens + 3] see ggml_expert_misses_head, then (expert, token*n_used + k) for each; ascending
 GGML_API struct ggml_tensor * ggml_expert_misses(
         struct ggml_context                 * ctx,
         struct ggml_tensor                  * step,
@@ -70,7 +70,7 @@ GGML_API struct ggml_tensor * ggml_expert_misses(
 
 // what the listed selections contribute to the output: down(act(gate, up)), weighted, summed by token
 //
-//   misses: result of ggml_expert_misses with the same step
+//   misses: result of ggml_expert_misses with the same step, for this alone: the threads count in it what they have done
 //   weight_first: the weight scales the input instead of the output
 //   result: F32 [n_embd_out, n_tokens], the same for any number of threads; -0.0 where nothing is listed, which added
 //           to a number leaves its bits alone
@@ -117,6 +117,19 @@ struct ggml_expert_post_address {
     float                      * request;
     float                      * answer;
 };
+
+// What the CPU's back end can do for the host's end outside of a graph, whose threads would sleep between requests.
+// A thread of those that compute together:
+struct ggml_expert_host_thread {
+    int    ith;
+    void * work; // memory of all, from a cache line on; "ggml_backend_cpu_expert_ffn_work_size" bytes for nth threads
+};
+
+// ggml_backend_reg_get_proc_address(..., "ggml_backend_cpu_expert_misses"): one thread does it, before the others begin
+typedef void   (*ggml_backend_cpu_expert_misses_t)(struct ggml_tensor * misses);
+// "ggml_backend_cpu_expert_ffn": any of the threads do it; when one returns, all is computed
+typedef void   (*ggml_backend_cpu_expert_ffn_t)(struct ggml_tensor * ffn, const struct ggml_expert_host_thread * thread);
+typedef size_t (*ggml_backend_cpu_expert_ffn_work_size_t)(const struct ggml_tensor * ffn, int nth);
 
 // asks the host for the selected experts without a slot, if there are any
 //

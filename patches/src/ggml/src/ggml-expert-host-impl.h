@@ -34,6 +34,14 @@ GGML_API uint32_t ggml_expert_mailbox_answered(struct ggml_expert_mailbox * mail
 // index in op_params as I32
 #define GGML_EXPERT_POST_LAYER (sizeof(struct ggml_expert_post_address)/sizeof(int32_t))
 
+// how the result of GGML_OP_EXPERT_MISSES begins
+struct ggml_expert_misses_head {
+    int32_t n;
+    int32_t unused;
+    int32_t taken[2]; // by GGML_OP_EXPERT_FFN: chunks of hidden rows, and of rows of the result, that a thread has begun with
+    int32_t done[2];
+};
+
 // GGML_OP_EXPERT_MISSES: src = step, table, uses, counters (the last three may be NULL); op_params = n_used
 // GGML_OP_EXPERT_FFN:    src = step, misses, gate, up, down, gate_b, up_b, down_b, scales; op_params = n_used, ...
 enum ggml_expert_ffn_param {

@@ -34,7 +34,8 @@ ggml_expert_host_state ggml_new_expert_host_state(ggml_context * ctx, int64_t n_
 ggml_tensor * ggml_expert_misses(ggml_context * ctx, ggml_tensor * step, int32_t n_used, const ggml_expert_host_state * state) {
     GGML_ASSERT(step->type == GGML_TYPE_F32 && ggml_is_matrix(step) && step->ne[0] > 2*n_used && n_used > 0);
 
-    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 2, n_used*step->ne[1] + 1);
+    const int64_t n_head = sizeof(ggml_expert_misses_head)/(2*sizeof(int32_t));
+    ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 2, n_used*step->ne[1] + n_head);
 
     ggml_set_op_params_i32(result, 0, n_used);
 

@@ -6,10 +6,12 @@
 #include "vec.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace {
 
@@ -38,27 +40,30 @@ struct selection_counts {
 
 } // namespace
 
-void ggml_compute_forward_expert_misses(const ggml_compute_params * params, ggml_tensor * dst) {
-    if (params->ith != 0) {
-        return;
-    }
-
+void ggml_backend_cpu_expert_misses(ggml_tensor * dst) {
     const ggml_tensor * step   = dst->src[0];
     const selection_counts counts(dst->src[1], dst->src[2], dst->src[3]);
     const int64_t       n_used = ggml_get_op_params_i32(dst, 0);
     const int64_t       n      = n_used*step->ne[1];
 
-    auto *  list   = (std::pair<int32_t, int32_t> *) dst->data;
+    auto *  head   = (ggml_expert_misses_head *) dst->data;
+    auto *  list   = (std::pair<int32_t, int32_t> *) (head + 1);
     int32_t n_miss = 0;
     for (int64_t i = 0; i < n; ++i) {
         const float * ids = (const float *) ((const char *) step->data + (i/n_used)*step->nb[1]) + step->ne[0] - n_used;
         const int32_t id  = counts.add((int32_t) ids[i%n_used]);
         if (id >= 0) {
-            list[++n_miss] = { id, i };
+            list[n_miss++] = { id, i };
         }
     }
-    std::sort(list + 1, list + 1 + n_miss); // the selections of an expert follow each other
-    list[0] = { n_miss, 0 };
+    std::sort(list, list + n_miss); // the selections of an expert follow each other
+    *head = { n_miss, 0, { 0, 0 }, { 0, 0 } };
+}
+
+void ggml_compute_forward_expert_misses(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (params->ith == 0) {
+        ggml_backend_cpu_expert_misses(dst);
+    }
 }
 
 //
@@ -152,9 +157,9 @@ struct matrix {
 };
 
 struct expert_ffn {
-    const ggml_compute_params    * params;
-    const ggml_tensor            * dst;
-    const ggml_tensor            * step;
+    const ggml_expert_host_thread * thread; // null if nothing is computed
+    const ggml_tensor             * dst;
+    const ggml_tensor             * step;
     const ggml_expert_host_weights w;
     const matrix                   up;
     const matrix                   gate; // that of up if there is none
@@ -170,19 +175,20 @@ struct expert_ffn {
     const float           alpha;
     const float           limit;
 
-    const miss  * misses;
-    const int64_t n_misses;
+    ggml_expert_misses_head * head;
+    const miss              * misses;
+    const int64_t             n_misses;
 
-    // work memory
+    // work memory; each thread converts for itself, which is less than to wait for the others
+    float * h;      // [n_ff, n_misses] after the activation, of all threads
     char  * x;      // rows for up: one for each token, or with weight_first for each miss
     char  * x_gate; // the same for gate
-    float * h;      // [n_ff, n_misses] after the activation
-    char  * h_dot;  // the same as rows for down
+    char  * h_dot;  // h as rows for down
 
     static constexpr int64_t CHUNK = 16; // rows that a thread takes at a time
 
-    expert_ffn(const ggml_compute_params * params, const ggml_tensor * dst) :
-        params(params), dst(dst), step(dst->src[0]),
+    expert_ffn(const ggml_expert_host_thread * thread, const ggml_tensor * dst) :
+        thread(thread), dst(dst), step(dst->src[0]),
         w(ggml_expert_ffn_weights(dst)), up(w.up), gate(w.gate ? w.gate : w.up), down(w.down),
         n_used(ggml_get_op_params_i32(dst, GGML_EXPERT_FFN_N_USED)),
         n_embd(step->ne[0] - 2*n_used), n_ff(w.down->ne[0]),
@@ -191,13 +197,14 @@ struct expert_ffn {
         act((ggml_expert_act) ggml_get_op_params_i32(dst, GGML_EXPERT_FFN_ACT)),
         alpha(ggml_get_op_params_f32(dst, GGML_EXPERT_FFN_PARAMS + 0)),
         limit(ggml_get_op_params_f32(dst, GGML_EXPERT_FFN_PARAMS + 1)),
-        misses(params ? (const miss *) dst->src[1]->data + 1 : nullptr), n_misses(params ? misses[-1].expert : 0) {
-        char * begin = params ? (char *) params->wdata : nullptr;
-        work_size(begin, x, x_gate, h, h_dot);
+        head((ggml_expert_misses_head *) dst->src[1]->data), misses((const miss *) (head + 1)), n_misses(thread ? head->n : 0) {
+        if (thread) {
+            lay_out((char *) thread->work, thread->ith);
+        }
     }
 
-    // lays out the work memory from begin on; returns its size with all selections missed
-    size_t work_size(char * begin, char *& x, char *& x_gate, float *& h, char *& h_dot) const {
+    // lays out the work memory of a thread from begin on; returns the size up to its end with all selections missed
+    size_t lay_out(char * begin, int64_t ith) {
         const int64_t n_most = n_used*step->ne[1];
         const int64_t n_rows = weight_first ? n_most : step->ne[1];
 
@@ -207,16 +214,13 @@ struct expert_ffn {
             used += GGML_PAD(size, 64); // cache line
             return result;
         };
-        x      = take(n_rows*up.row_size);
-        x_gate = two_inputs ? take(n_rows*gate.row_size) : x;
-        h      = (float *) take(n_most*n_ff*sizeof(float));
-        h_dot  = take(n_most*down.row_size);
+        h = (float *) take(n_most*n_ff*sizeof(float));
+        for (int64_t i = 0; i <= ith; ++i) {
+            x      = take(n_rows*up.row_size);
+            x_gate = two_inputs ? take(n_rows*gate.row_size) : x;
+            h_dot  = take(n_most*down.row_size);
+        }
         return used;
-    }
-
-    // share of this thread in n things
-    std::pair<int64_t, int64_t> share(int64_t n) const {
-        return { n*params->ith/params->nth, n*(params->ith + 1)/params->nth };
     }
 
     const float * input(int64_t token) const {
@@ -231,56 +235,25 @@ struct expert_ffn {
         return weight_first ? i : misses[i].selection/n_used;
     }
 
-    // calls f with chunks of n rows until all threads together have done all of them
-    template <typename F>
-    void chunks(int64_t n, const F & f) const {
-        for (int64_t i = params->ith; i*CHUNK < n; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-            f(i*CHUNK, std::min((i + 1)*CHUNK, n));
-        }
-    }
-
-    // all threads wait for each other; those that are done first take the first chunks of what follows
-    void barrier() const {
-        if (params->ith == 0) {
-            ggml_threadpool_chunk_set(params->threadpool, params->nth);
-        }
-        ggml_barrier(params->threadpool);
-    }
-
-    // rows of numbers to what the products want, in pieces of blocks, which are independent
-    void convert(const matrix & m, const float * from, char * to) const {
-        const int64_t block = ggml_blck_size(m.dot_type);
-        const auto [begin, end] = share(m.t->ne[0]/block);
-        if (begin < end) {
-            m.from_float(from + begin*block, to + begin*ggml_type_size(m.dot_type), (end - begin)*block);
-        }
+    // row of numbers to what the products want
+    static void convert(const matrix & m, const float * from, char * to) {
+        m.from_float(from, to, m.t->ne[0]);
     }
 
     void convert_weighted() const {
+        std::vector<float> scaled(n_embd);
         for (int64_t i = 0; i < n_misses; ++i) {
             const float * from   = input(misses[i].selection/n_used);
             const float   factor = weight(misses[i]);
-
-            // a thread scales what it converts
-            scale_and_convert(up, from, factor, x + i*up.row_size);
-            if (two_inputs) {
-                scale_and_convert(gate, from, factor, x_gate + i*gate.row_size);
-            }
+            std::transform(from, from + n_embd, scaled.begin(), [factor](float v) { return v*factor; });
+            convert_input(scaled.data(), i);
         }
     }
 
-    void scale_and_convert(const matrix & m, const float * from, float factor, char * to) const {
-        constexpr int64_t most = 256; // the longest block
-        const int64_t block = ggml_blck_size(m.dot_type);
-        GGML_ASSERT(block <= most);
-
-        const auto [begin, end] = share(m.t->ne[0]/block);
-        for (int64_t b = begin; b < end; ++b) {
-            float scaled[most];
-            for (int64_t j = 0; j < block; ++j) {
-                scaled[j] = from[b*block + j]*factor;
-            }
-            m.from_float(scaled, to + b*ggml_type_size(m.dot_type), block);
+    void convert_input(const float * from, int64_t row) const {
+        convert(up, from, x + row*up.row_size);
+        if (two_inputs) {
+            convert(gate, from, x_gate + row*gate.row_size);
         }
     }
 
@@ -290,10 +263,7 @@ struct expert_ffn {
             return;
         }
         for (int64_t t = 0; t < step->ne[1]; ++t) {
-            convert(up, input(t), x + t*up.row_size);
-            if (two_inputs) {
-                convert(gate, input(t), x_gate + t*gate.row_size);
-            }
+            convert_input(input(t), t);
         }
     }
 
@@ -350,25 +320,51 @@ struct expert_ffn {
         }
     }
 
-    // rows of all missed experts one after the other, so that the threads share them evenly
-    void compute_hidden() const {
-        const int64_t n_chunks = (n_ff + CHUNK - 1)/CHUNK; // of an expert
+    static int64_t n_chunks(int64_t n_rows) {
+        return (n_rows + CHUNK - 1)/CHUNK;
+    }
 
-        int64_t first     = 0;
-        int64_t last      = same_expert(0);
-        int64_t n_experts = 0; // before first
-        int64_t c         = params->ith;
-        while (first < n_misses) {
-            if (c >= (n_experts + 1)*n_chunks) {
+    // Calls f with the numbers below n that no other thread has, ascending, after prepare if there are any; then waits for the
+    // others. A thread that comes too late, because another program has its processor, takes nothing and keeps nobody waiting.
+    template <typename P, typename F>
+    void each(int part, int64_t n, const P & prepare, const F & f) const {
+        auto & taken = reinterpret_cast<std::atomic<int32_t> &>(head->taken[part]);
+        auto & done  = reinterpret_cast<std::atomic<int32_t> &>(head->done[part]);
+
+        int64_t c = taken++;
+        if (c < n) {
+            prepare();
+        }
+        for (; c < n; c = taken++) {
+            f(c);
+            done++;
+        }
+        for (int i = 0; done < n; ++i) {
+            if (i > 1000) {
+                std::this_thread::yield();
+            }
+        }
+    }
+
+    // chunks of rows of all missed experts one after the other, so that the threads share them evenly
+    void compute_hidden() const {
+        const int64_t n_each = n_chunks(n_ff);
+
+        int64_t n_experts = 0;
+        for (int64_t i = 0; i < n_misses; i = same_expert(i)) {
+            n_experts++;
+        }
+        int64_t first  = 0;
+        int64_t last   = same_expert(0);
+        int64_t before = 0; // chunks of experts before
+        each(0, n_experts*n_each, [this]() { convert_inputs(); }, [&](int64_t c) {
+            for (; c >= before + n_each; before += n_each) {
                 first = last;
                 last  = same_expert(first);
-                n_experts++;
-                continue;
             }
-            const int64_t begin = (c - n_experts*n_chunks)*CHUNK;
+            const int64_t begin = (c - before)*CHUNK;
             hidden(first, last, begin, std::min(begin + CHUNK, n_ff));
-            c = ggml_threadpool_chunk_add(params->threadpool, 1);
-        }
+        });
     }
 
     // behind the last miss with the expert of first
@@ -380,49 +376,52 @@ struct expert_ffn {
         return last;
     }
 
-    void compute_output() const {
-        chunks(w.down->ne[1], [this](int64_t begin, int64_t end) {
-            const auto row = [this](int64_t token) { return (float *) ((char *) dst->data + token*dst->nb[1]); };
-            for (int64_t t = 0; t < step->ne[1]; ++t) {
-                std::fill(row(t) + begin, row(t) + end, -0.0f);
-            }
-            for (int64_t i = 0; i < n_misses; ++i) {
-                const int64_t expert = misses[i].expert;
-                const float   factor = weight_first ? 1.0f : weight(misses[i]);
-                float       * out    = row(misses[i].selection/n_used);
-                for (int64_t r = begin; r < end; ++r) {
-                    out[r] += factor*finish(down.dot(expert, r, h_dot + i*down.row_size), DOWN, w.down_b, expert, r);
-                }
-            }
-        });
-    }
-
-    void compute() const {
-        if (n_misses == 0) {
-            const auto [begin, end] = share(ggml_nelements(dst));
-            std::fill((float *) dst->data + begin, (float *) dst->data + end, -0.0f);
-            return;
-        }
-        convert_inputs();
-        barrier();
-        compute_hidden();
-        ggml_barrier(params->threadpool);
+    void convert_hidden() const {
         for (int64_t i = 0; i < n_misses; ++i) {
             convert(down, h + i*n_ff, h_dot + i*down.row_size);
         }
-        barrier();
-        compute_output();
+    }
+
+    void compute_output() const {
+        const int64_t n = w.down->ne[1];
+        each(1, n_chunks(n), [this]() { convert_hidden(); }, [this, n](int64_t c) {
+            output(c*CHUNK, std::min((c + 1)*CHUNK, n));
+        });
+    }
+
+    // rows begin to end - 1 of the sums of all missed experts
+    void output(int64_t begin, int64_t end) const {
+        const auto row = [this](int64_t token) { return (float *) ((char *) dst->data + token*dst->nb[1]); };
+        for (int64_t t = 0; t < step->ne[1]; ++t) {
+            std::fill(row(t) + begin, row(t) + end, -0.0f);
+        }
+        for (int64_t i = 0; i < n_misses; ++i) {
+            const int64_t expert = misses[i].expert;
+            const float   factor = weight_first ? 1.0f : weight(misses[i]);
+            float       * out    = row(misses[i].selection/n_used);
+            for (int64_t r = begin; r < end; ++r) {
+                out[r] += factor*finish(down.dot(expert, r, h_dot + i*down.row_size), DOWN, w.down_b, expert, r);
+            }
+        }
     }
 };
 
 } // namespace
 
-size_t ggml_expert_ffn_work_size(const ggml_tensor * dst) {
-    char  * x;
-    float * h;
-    return expert_ffn(nullptr, dst).work_size(nullptr, x, x, h, x);
+size_t ggml_backend_cpu_expert_ffn_work_size(const ggml_tensor * ffn, int nth) {
+    return expert_ffn(nullptr, ffn).lay_out(nullptr, nth - 1);
+}
+
+void ggml_backend_cpu_expert_ffn(ggml_tensor * ffn, const ggml_expert_host_thread * thread) {
+    const expert_ffn computed(thread, ffn);
+    computed.compute_hidden();
+    computed.compute_output();
 }
 
 void ggml_compute_forward_expert_ffn(const ggml_compute_params * params, ggml_tensor * dst) {
-    expert_ffn(params, dst).compute();
+    const ggml_expert_host_thread thread = {
+        /*.ith  =*/ params->ith,
+        /*.work =*/ params->wdata,
+    };
+    ggml_backend_cpu_expert_ffn(dst, &thread);
 }
