@@ -1,9 +1,10 @@
 """The policy hot on recorded routing: which experts are in slots, and what that makes of each step.
 
-After every interval the most used experts of it are chosen for the slots, of equals the one that
-was before the other. Within half an interval all that are new are copied, a few with each token,
-layer by layer, the most used first, in the places of the least used; what is copied with one token
-leaves its slot then and can be used from the next on.
+After every interval the most used experts are chosen for the slots, of equals the one that was
+before the other; a use counts half as much with each interval that has passed since. Within half
+an interval all that are new are copied, a few with each token, layer by layer, the most used first,
+in the places of the least used; what is copied with one token leaves its slot then and can be used
+from the next on.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from numpy.typing import NDArray
 
 @dataclass
 class Layer:
-    """Experts in order of their claim to a slot; those in slots; uses since the last choice."""
+    """Experts by their claim to a slot; those in slots; uses, and what older ones count."""
 
     order: list[int]
     resident: set[int]
     uses: dict[int, int] = field(default_factory=dict)
+    score: dict[int, int] = field(default_factory=dict)
 
     def choose(self, n_slots: int) -> list[tuple[int, int]]:
         """Return the experts to copy, each with the one whose place it takes."""
-        self.order.sort(key=lambda expert: -self.uses.get(expert, 0))
+        for expert in self.order:
+            self.score[expert] = self.score.get(expert, 0) // 2 + self.uses.get(expert, 0)
         self.uses.clear()
+        self.order.sort(key=lambda expert: -self.score[expert])
         new = [expert for expert in self.order[:n_slots] if expert not in self.resident]
         old = [expert for expert in reversed(self.order[n_slots:]) if expert in self.resident]
         return list(zip(new, old, strict=True))
