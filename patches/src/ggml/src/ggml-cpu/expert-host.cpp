@@ -185,7 +185,7 @@ struct expert_ffn {
     char  * x_gate; // the same for gate
     char  * h_dot;  // h as rows for down
 
-    static constexpr int64_t CHUNK = 16; // rows that a thread takes at a time
+    static constexpr int64_t CHUNK = 8; // rows that a thread takes at a time: few, so that all are done at about the same time
 
     expert_ffn(const ggml_expert_host_thread * thread, const ggml_tensor * dst) :
         thread(thread), dst(dst), step(dst->src[0]),
