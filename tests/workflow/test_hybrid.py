@@ -110,10 +110,26 @@ def test_split_counts_agree(decode: Run) -> None:
 
 def test_rates_are_measured(decode: Run) -> None:
     measured = decode("--expert-cache", 24, *HYBRID)["status"]["hybrid"]
-    assert set(measured) == {"copy_us", "cpu_us", "misses_copied", "background", "choice"}
+    rates = {"copy_us", "cpu_us", "ask_us"}
+    assert set(measured) == rates | {"misses_copied", "background", "choice", "asks"}
     assert all(rate > 0 for rate in (measured["copy_us"][1], measured["cpu_us"][1]))
     chosen = {True: "copy", False: "split"}[measured["misses_copied"] == list(range(9))]
     assert measured["choice"] == ("cpu" if not any(measured["misses_copied"]) else chosen)
+
+
+@pytest.mark.parametrize("variables", [{}, MAILBOX])
+def test_steps_stop_asking_where_it_costs_more(decode: Run, variables: dict[str, str]) -> None:
+    """Looked at every 128 steps; before, and where asking is free, the CPU computes its part."""
+    words = ("-n", 200, "--forced")
+    free = decode(*hybrid(24, SPLIT), *words, **variables)
+    dear = decode(*hybrid(24, f"{SPLIT},1000"), *words, **variables)
+    assert free["status"]["hybrid"]["asks"] is True
+    assert dear["status"]["hybrid"]["asks"] is False
+    steps = [[step for prompt in hashes(run) for step in prompt] for run in (dear, free)]
+    assert steps[0][:128] == steps[1][:128]
+    assert steps[0][128:] != steps[1][128:]
+    assert 0 < dear["computed"] < free["computed"]
+    assert dear["misses"] > dear["computed"]
 
 
 def test_all_experts_in_slots_need_nobody(decode: Run) -> None:
@@ -146,6 +162,7 @@ def test_llama_bench_has_the_policy(attempt: Attempt) -> None:
         (hybrid(16, "1,2,3,x"), {}, "'1,2,3,x'"),
         (hybrid(16, "1,2,3,-4"), {}, "'1,2,3,-4'"),
         (hybrid(16, "1,2,3,nan"), {}, "'1,2,3,nan'"),
+        (hybrid(16, "1,2,3,4,5,6"), {}, "'1,2,3,4,5,6'"),
         (("--expert-cache-policy", "hybird"), {}, "'hybird'"),
         (HYBRID, {"LLAMA_ARG_EXPERT_CACHE_RATES": "fast"}, "LLAMA_ARG_EXPERT_CACHE_RATES"),
     ],

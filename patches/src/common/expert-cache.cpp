@@ -52,13 +52,16 @@ void common_expert_cache_params::set_policy(const std::string & value) {
 }
 
 void common_expert_cache_params::set_rates(const std::string & value) {
-    const auto words = string_split<std::string>(value, ',');
+    auto words = string_split<std::string>(value, ',');
+    if (words.size() + 1 == rates.size()) {
+        words.push_back("0");
+    }
     for (size_t i = 0; i < rates.size(); ++i) {
         char * end = nullptr;
         rates[i] = i < words.size() ? std::strtof(words[i].c_str(), &end) : -1.0f;
         if (words.size() != rates.size() || end == words[i].c_str() || *end || !std::isfinite(rates[i]) || rates[i] < 0.0f) {
-            throw std::invalid_argument(string_format("expert cache: '%s' is not four numbers of microseconds from 0, separated by commas: "
-                    "a copy's fixed part and that of each expert, then those of the CPU", value.c_str()));
+            throw std::invalid_argument(string_format("expert cache: '%s' is not four or five numbers of microseconds from 0, separated by commas: "
+                    "a copy's fixed part and that of each expert, those of the CPU, and what a step pays that could ask it", value.c_str()));
         }
     }
 }
@@ -232,9 +235,9 @@ void common_expert_cache_add_opts(const std::function<void(common_arg)> & add_op
         [](common_params & params, const std::string & value) { params.expert_cache.set_hot_k(value); }
     ).set_env("LLAMA_ARG_MOE_HOT_K"));
     add_opt(common_arg(
-        {"--expert-cache-rates"}, "C0,C1,H0,H1",
-        "for the policy hybrid: microseconds that copying experts of a layer takes, fixed and for each, and the same for computing them on "
-        "the CPU (default: measured)",
+        {"--expert-cache-rates"}, "C0,C1,H0,H1[,A]",
+        "for the policy hybrid: microseconds that copying experts of a layer takes, fixed and for each, the same for computing them on "
+        "the CPU, and what a layer pays for being able to ask it (default: measured)",
         [](common_params & params, const std::string & value) { params.expert_cache.set_rates(value); }
     ).set_env("LLAMA_ARG_EXPERT_CACHE_RATES"));
     add_opt(common_arg(
@@ -273,7 +276,7 @@ const char * common_expert_cache_sweep::usage() {
         "  --expert-cache-pinned <n>                         (default: half of the slots with a pin list)\n"
         "  --expert-cache-pin-list <filename>                (default: none)\n"
         "  --expert-cache-unified <0|1>                      (default: 0)\n"
-        "  --expert-cache-rates <c0,c1,h0,h1>                (default: measured)\n"
+        "  --expert-cache-rates <c0,c1,h0,h1[,a]>            (default: measured)\n"
         "  --moe-hot-k <n>                                   (default: 0, none; else the policy hot with n experts)\n"
         "  --moe-hot-rebalance-interval <n>                  (default: 16)\n";
 }

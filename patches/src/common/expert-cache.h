@@ -23,7 +23,7 @@ struct common_expert_cache_params {
     bool                      pinned_with_list = false;          // pinned counts only if there is a pin list
     size_t                    reserve  = 0;                      // bytes to leave on each device for what is loaded after the context
 
-    std::array<float, 4> rates = {}; // of the policy hybrid: see llama_context_params.expert_cache_rates
+    std::array<float, 5> rates = {}; // of the policy hybrid: see llama_context_params.expert_cache_rates
 
     // of the policy hot
     int32_t hot_k        = 0; // --moe-hot-k: policy and capacity in one, 0 = not asked for
@@ -35,7 +35,7 @@ struct common_expert_cache_params {
     void set_policy  (const std::string & value); // "lru", "hot" or "hybrid"
     void set_pinned  (const std::string & value);
 
-    void set_rates(const std::string & value); // "C0,C1,H0,H1"
+    void set_rates(const std::string & value); // "C0,C1,H0,H1[,A]"
 
     void set_hot_k       (const std::string & value);
     void set_hot_interval(const std::string & value);

@@ -104,7 +104,7 @@ llama_expert_cache::llama_expert_cache(
     no_alloc(model.hparams.no_alloc),
     unified(model.expert_unified.get()),
     rates(llama_expert_rates::from(params.expert_cache_rates)),
-    rates_given(std::any_of(params.expert_cache_rates, params.expert_cache_rates + 4, [](float x) { return x > 0.0f; })),
+    rates_given(std::any_of(std::begin(params.expert_cache_rates), std::end(params.expert_cache_rates), [](float x) { return x > 0.0f; })),
     n_threads(params.n_threads) {
     if (policy < LLAMA_EXPERT_CACHE_POLICY_LRU || policy > LLAMA_EXPERT_CACHE_POLICY_HYBRID) {
         throw std::runtime_error("expert cache: unknown policy");
@@ -696,6 +696,10 @@ static void skip_pinned_fills(const ggml_expert_cache_state & state, const std::
 }
 
 void llama_expert_cache::reset() {
+    asks            = true;
+    n_adapted       = 0;
+    n_misses_before = 0;
+
     // the operations that fill a layer, and their sources
     const size_t n_fills   = (MAX_TENSORS + GGML_EXPERT_CACHE_MAX_WEIGHTS - 1)/GGML_EXPERT_CACHE_MAX_WEIGHTS;
     const size_t n_tensors = n_fills*(1 + GGML_MAX_SRC);
@@ -782,10 +786,32 @@ void llama_expert_cache::reset_asking() {
     }
 }
 
+// Policy hybrid: where it saves less than it costs to be able to ask the CPU, all misses are copied for a while.
+bool llama_expert_cache::adapt() {
+    constexpr int32_t n_steps = 128; // between two looks at the counters
+    constexpr double  margin  = 1.25; // of what changes the choice
+
+    if (!is_hybrid() || !engaged()) {
+        return false;
+    }
+    if (n_adapted >= n_steps) {
+        int64_t misses = 0;
+        for (size_t i = 0; i < layers.size(); ++i) {
+            misses += layer_stats(i).misses;
+        }
+        const double saved = rates.saved(double(misses - n_misses_before)/(n_adapted*layers.size()), n_copied);
+        asks            = saved > (asks ? rates.ask/margin : rates.ask*margin);
+        n_misses_before = misses;
+        n_adapted       = 0;
+    }
+    return graph_asks != host_serves();
+}
+
 void llama_expert_cache::begin_step(int64_t n_tokens, int32_t n_threads) {
     if (!engaged()) {
         return;
     }
+    n_adapted += n_tokens <= batch_limit() ? 1 : 0;
     if (!workers.empty()) {
         // What a device asked for must be answered before the answers change. And its copies in the background must be over:
         // nothing in a graph waits for them.
@@ -815,7 +841,7 @@ static bool is_cpu_product(const ggml_tensor * node) {
 }
 
 int32_t llama_expert_cache::n_threads_left(ggml_cgraph * gf, int32_t n) const {
-    if (!computed_apart) {
+    if (!computed_apart || !host_serves()) {
         return n;
     }
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
@@ -964,7 +990,8 @@ llama_expert_view llama_expert_cache::view(
     if (hot && on_host && hot->serves(step.n_tokens)) {
         hot_view(ctx, gf, step, i, result);
     } else if (!hot && ggml_nelements(selected) <= l->n_owners() - pinned_in(*l) && selected->ne[1] <= l->max_tokens) {
-        slot_view(ctx, gf, step, i, on_host && host_serves() && l->has_zeros() && selected->ne[1] > 0, result);
+        graph_asks = host_serves();
+        slot_view(ctx, gf, step, i, on_host && graph_asks && l->has_zeros() && selected->ne[1] > 0, result);
     }
     if (result.ids) {
         for (const weights * w : used) {
@@ -1033,7 +1060,7 @@ llama_expert_cache_info llama_expert_cache::info() const {
     result.asks          = !workers.empty();
     if (!n_copied.empty()) {
         const std::vector<int32_t> of_a_token(n_copied.begin(), n_copied.begin() + std::min<size_t>(n_copied.size(), n_expert_used + 1));
-        result.hybrid        = rates.json(of_a_token, layers.empty() ? 0 : layers[0].n_background);
+        result.hybrid        = rates.json(of_a_token, layers.empty() ? 0 : layers[0].n_background, host_serves());
         result.hybrid_choice = llama_expert_rates::choice(of_a_token);
     }
 

@@ -85,6 +85,9 @@ public:
     ggml_tensor * add_misses(
             ggml_context * ctx, ggml_cgraph * gf, const llama_expert_view & view, const ggml_tensor * activation, ggml_tensor * out) const;
 
+    // to be called before a graph is built for a step; returns whether that of the step before is no longer right
+    bool adapt();
+
     // to be called before a step is computed, and when the devices are idle
     void begin_step(int64_t n_tokens, int32_t n_threads);
     void end_step();
@@ -161,7 +164,7 @@ private:
     bool host_computes() const { return policy != LLAMA_EXPERT_CACHE_POLICY_LRU; }
     bool is_hybrid()     const { return policy == LLAMA_EXPERT_CACHE_POLICY_HYBRID; }
     // whether the host may have something to compute; unknown before it is measured
-    bool host_serves()   const { return hot || (is_hybrid() && (n_copied.empty() || llama_expert_rates::computes(n_copied))); }
+    bool host_serves()   const { return hot || (is_hybrid() && asks && (n_copied.empty() || llama_expert_rates::computes(n_copied))); }
     int32_t n_zeros(int32_t n_slots) const { return host_computes() && n_slots < n_expert ? 1 : 0; }
 
     void create_workers(const llama_model & model);
@@ -219,6 +222,10 @@ private:
     std::vector<int32_t> n_copied;    // see ggml_expert_resolve_split
     int32_t              n_threads;
     size_t               n_timed = 0; // experts that were used to measure
+    bool                 asks = true; // see adapt
+    mutable bool         graph_asks      = true; // what was built last
+    int32_t              n_adapted       = 0; // steps since then
+    int64_t              n_misses_before = 0;
 
     std::map<ggml_backend_dev_t, asking>  workers;
     bool                                  computed_apart = false; // by workers of other devices than the CPU

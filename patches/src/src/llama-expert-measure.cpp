@@ -77,6 +77,7 @@ void llama_expert_cache::measure() {
         const int32_t n = std::min({ most_experts, n_expert_used, served->n_owners() });
         rates.copy = llama_expert_rates::line::measure(n, [&](int32_t k) { return time_copies  (which, k); });
         rates.cpu  = llama_expert_rates::line::measure(n, [&](int32_t k) { return time_computed(which, k); });
+        rates.ask  = llama_expert_rates::measure([&]() { return time_computed(which, 0); });
     }
     n_copied = (which.empty() ? llama_expert_rates() : rates).split(served->n_owners(), served->n_background > 0);
 }

@@ -57,7 +57,7 @@ void llama_expert_team::run(const std::function<void(int32_t)> & f) {
     job     = &f;
     current = (number(current) + 1)*RUN + OPEN;
     if (n_asleep > 0) { // counted before it looked for the last time
-        std::lock_guard<std::mutex> lock(mutex);
+        { std::lock_guard<std::mutex> lock(mutex); } // one that is about to wait for the signal does
         changed.notify_all();
     }
     f(0);

@@ -26,8 +26,8 @@ private:
 };
 
 // Threads for work of some ten microseconds that comes again and again. They look for more for some milliseconds before they
-// sleep: to wake them takes as long as the work. Nothing waits for a thread that is late, for instance because another program
-// has its processor.
+// sleep: to wake them takes as long as the work. Nothing waits for a thread that has not joined yet, for instance because it
+// sleeps or another program has its processor.
 class llama_expert_team {
 public:
     static constexpr std::chrono::milliseconds EAGER { 5 }; // before a thread sleeps

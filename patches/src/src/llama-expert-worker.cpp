@@ -9,6 +9,10 @@
 #include <cstring>
 #include <tuple>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 //
 // llama_expert_ffn
 //
@@ -157,21 +161,28 @@ void llama_expert_worker::set_layer(int32_t i, const llama_expert_ffn & ffn) {
     }
 }
 
-// One processor is left to the thread that looks whether the device is done. Without, one of these threads would share its own
-// with it, and all others would wait for that one: a step takes several hundred times as long.
-static int32_t n_beside_waiting(int32_t n_threads) {
-    const int32_t n_processors = std::thread::hardware_concurrency(); // 0 if unknown
-    return n_processors > 1 ? std::min(n_threads, n_processors - 1) : n_threads;
+// that this thread may run on
+static int32_t n_processors() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+        return CPU_COUNT(&set);
+    }
+#endif
+    return std::thread::hardware_concurrency(); // 0 if unknown
 }
 
-void llama_expert_worker::begin(int32_t n_threads_wanted) {
-    const int32_t n_threads = n_beside_waiting(n_threads_wanted);
+// One processor is left to the thread that looks whether the device is done: it would take turns with one of these.
+static int32_t n_beside_waiting(int32_t n_threads) {
+    const int32_t n = n_processors();
+    return std::max(1, n > 1 ? std::min(n_threads, n - 1) : n_threads);
+}
+
+void llama_expert_worker::begin(int32_t n) {
     {
         std::lock_guard<std::mutex> lock(mutex);
-        if (!active && (!team || team->size() != n_threads)) {
-            team = std::make_unique<llama_expert_team>(n_threads);
-        }
-        active = true;
+        n_threads = n;
+        active    = true;
     }
     changed.notify_one();
 }
@@ -220,6 +231,11 @@ void llama_expert_worker::answer() {
         it = jobs.emplace(key, build(layers.at(key.first), key.second)).first;
     }
     const job & j = it->second;
+    // by this thread, whose processors are those of the program: a thread that has computed may be tied to one
+    const int32_t n = n_beside_waiting(n_threads);
+    if (!team || team->size() != n) {
+        team = std::make_unique<llama_expert_team>(n);
+    }
     work.resize(std::max(work.size(), work_size(j.ffn, team->size())/sizeof(cache_line) + 1));
     list_misses(j.misses);
     team->run([this, &j](int32_t i) {

@@ -89,6 +89,7 @@ private:
     ggml_backend_cpu_expert_ffn_t           compute     = nullptr;
     ggml_backend_cpu_expert_ffn_work_size_t work_size   = nullptr;
 
+    std::atomic<int32_t>               n_threads { 1 };
     std::unique_ptr<llama_expert_team> team;
     std::vector<cache_line>            work; // memory
 

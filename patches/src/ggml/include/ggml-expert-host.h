@@ -61,7 +61,7 @@ GGML_API struct ggml_expert_host_state ggml_new_expert_host_state(struct ggml_co
 //
 //   step:   F32 [n_embd + 2*n_used, n_tokens] input of the experts, weights of the selected ones, their ids as numbers
 //   state:  NULL if the ids tell already, and are counted elsewhere: -1 - id for an expert with a slot
-//   result: I32 [2, n_used*n_tokens + 3] see ggml_expert_misses_head, then (expert, token*n_used + k) for each; ascending
+//   result: I32 [2, n_used*n_tokens + 16] see ggml_expert_misses_head, then (expert, token*n_used + k) for each; ascending
 GGML_API struct ggml_tensor * ggml_expert_misses(
         struct ggml_context                 * ctx,
         struct ggml_tensor                  * step,
@@ -122,7 +122,7 @@ struct ggml_expert_post_address {
 // A thread of those that compute together:
 struct ggml_expert_host_thread {
     int    ith;
-    void * work; // memory of all, from a cache line on; "ggml_backend_cpu_expert_ffn_work_size" bytes for nth threads
+    void * work; // memory of all threads, "ggml_backend_cpu_expert_ffn_work_size" bytes for nth of them
 };
 
 // ggml_backend_reg_get_proc_address(..., "ggml_backend_cpu_expert_misses"): one thread does it, before the others begin

@@ -37,9 +37,10 @@ GGML_API uint32_t ggml_expert_mailbox_answered(struct ggml_expert_mailbox * mail
 // how the result of GGML_OP_EXPERT_MISSES begins
 struct ggml_expert_misses_head {
     int32_t n;
-    int32_t unused;
-    int32_t taken[2]; // by GGML_OP_EXPERT_FFN: chunks of hidden rows, and of rows of the result, that a thread has begun with
+    int32_t unused[15]; // what follows changes all the time, and is kept out of the cache lines of what is read
+    int32_t taken[2];   // by GGML_OP_EXPERT_FFN: chunks of hidden rows, and of rows of the result, that a thread has begun with
     int32_t done[2];
+    int32_t unused_end[12];
 };
 
 // GGML_OP_EXPERT_MISSES: src = step, table, uses, counters (the last three may be NULL); op_params = n_used

@@ -57,7 +57,8 @@ void ggml_backend_cpu_expert_misses(ggml_tensor * dst) {
         }
     }
     std::sort(list, list + n_miss); // the selections of an expert follow each other
-    *head = { n_miss, 0, { 0, 0 }, { 0, 0 } };
+    *head   = {};
+    head->n = n_miss;
 }
 
 void ggml_compute_forward_expert_misses(const ggml_compute_params * params, ggml_tensor * dst) {
@@ -185,7 +186,9 @@ struct expert_ffn {
     char  * x_gate; // the same for gate
     char  * h_dot;  // h as rows for down
 
-    static constexpr int64_t CHUNK = 8; // rows that a thread takes at a time: few, so that all are done at about the same time
+    // rows that a thread takes at a time: few, so that all are done at about the same time
+    static constexpr int64_t CHUNK_HIDDEN = 8;
+    static constexpr int64_t CHUNK_OUTPUT = 16; // a cache line, to which is added for each miss
 
     expert_ffn(const ggml_expert_host_thread * thread, const ggml_tensor * dst) :
         thread(thread), dst(dst), step(dst->src[0]),
@@ -210,7 +213,7 @@ struct expert_ffn {
 
         size_t used = 0;
         const auto take = [&](size_t size) {
-            char * result = begin + used;
+            char * result = begin ? begin + used : nullptr;
             used += GGML_PAD(size, 64); // cache line
             return result;
         };
@@ -320,12 +323,12 @@ struct expert_ffn {
         }
     }
 
-    static int64_t n_chunks(int64_t n_rows) {
-        return (n_rows + CHUNK - 1)/CHUNK;
+    static int64_t n_chunks(int64_t n_rows, int64_t n_each) {
+        return (n_rows + n_each - 1)/n_each;
     }
 
     // Calls f with the numbers below n that no other thread has, ascending, after prepare if there are any; then waits for the
-    // others. A thread that comes too late, because another program has its processor, takes nothing and keeps nobody waiting.
+    // others. A thread that comes too late takes nothing and keeps nobody waiting.
     template <typename P, typename F>
     void each(int part, int64_t n, const P & prepare, const F & f) const {
         auto & taken = reinterpret_cast<std::atomic<int32_t> &>(head->taken[part]);
@@ -334,10 +337,12 @@ struct expert_ffn {
         int64_t c = taken++;
         if (c < n) {
             prepare();
-        }
-        for (; c < n; c = taken++) {
-            f(c);
-            done++;
+            int32_t n_done = 0;
+            for (; c < n; c = taken++) {
+                f(c);
+                n_done++;
+            }
+            done += n_done;
         }
         for (int i = 0; done < n; ++i) {
             if (i > 1000) {
@@ -348,7 +353,7 @@ struct expert_ffn {
 
     // chunks of rows of all missed experts one after the other, so that the threads share them evenly
     void compute_hidden() const {
-        const int64_t n_each = n_chunks(n_ff);
+        const int64_t n_each = n_chunks(n_ff, CHUNK_HIDDEN);
 
         int64_t n_experts = 0;
         for (int64_t i = 0; i < n_misses; i = same_expert(i)) {
@@ -362,8 +367,8 @@ struct expert_ffn {
                 first = last;
                 last  = same_expert(first);
             }
-            const int64_t begin = (c - before)*CHUNK;
-            hidden(first, last, begin, std::min(begin + CHUNK, n_ff));
+            const int64_t begin = (c - before)*CHUNK_HIDDEN;
+            hidden(first, last, begin, std::min(begin + CHUNK_HIDDEN, n_ff));
         });
     }
 
@@ -384,8 +389,8 @@ struct expert_ffn {
 
     void compute_output() const {
         const int64_t n = w.down->ne[1];
-        each(1, n_chunks(n), [this]() { convert_hidden(); }, [this, n](int64_t c) {
-            output(c*CHUNK, std::min((c + 1)*CHUNK, n));
+        each(1, n_chunks(n, CHUNK_OUTPUT), [this]() { convert_hidden(); }, [this, n](int64_t c) {
+            output(c*CHUNK_OUTPUT, std::min((c + 1)*CHUNK_OUTPUT, n));
         });
     }
 
