@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <tuple>
 
 #if defined(__linux__)
@@ -172,12 +173,6 @@ static int32_t n_processors() {
     return std::thread::hardware_concurrency(); // 0 if unknown
 }
 
-// One processor is left to the thread that looks whether the device is done: it would take turns with one of these.
-static int32_t n_beside_waiting(int32_t n_threads) {
-    const int32_t n = n_processors();
-    return std::max(1, n > 1 ? std::min(n_threads, n - 1) : n_threads);
-}
-
 void llama_expert_worker::begin(int32_t n) {
     {
         std::lock_guard<std::mutex> lock(mutex);
@@ -192,6 +187,11 @@ void llama_expert_worker::end() {
 }
 
 void llama_expert_worker::run() {
+    // One processor is left to the thread that looks whether the device is done: it would take turns with one of these. This
+    // one may run where the program may; a thread that has computed may be tied to one.
+    const int32_t n = n_processors();
+    n_most = n > 1 ? n - 1 : std::numeric_limits<int32_t>::max();
+
     uint32_t number = 0;
     while (wait(number)) {
         answer();
@@ -231,8 +231,7 @@ void llama_expert_worker::answer() {
         it = jobs.emplace(key, build(layers.at(key.first), key.second)).first;
     }
     const job & j = it->second;
-    // by this thread, whose processors are those of the program: a thread that has computed may be tied to one
-    const int32_t n = n_beside_waiting(n_threads);
+    const int32_t n = std::clamp<int32_t>(n_threads, 1, n_most);
     if (!team || team->size() != n) {
         team = std::make_unique<llama_expert_team>(n);
     }

@@ -90,6 +90,7 @@ private:
     ggml_backend_cpu_expert_ffn_work_size_t work_size   = nullptr;
 
     std::atomic<int32_t>               n_threads { 1 };
+    int32_t                            n_most = 1; // that run at once beside the thread that waits for the device
     std::unique_ptr<llama_expert_team> team;
     std::vector<cache_line>            work; // memory
 
