@@ -797,6 +797,7 @@ bool llama_expert_cache::adapt() {
     if (n_adapted >= n_steps) {
         int64_t misses = 0;
         for (size_t i = 0; i < layers.size(); ++i) {
+            ggml_backend_synchronize(layers[i].backend); // the step before has counted
             misses += layer_stats(i).misses;
         }
         const double saved = rates.saved(double(misses - n_misses_before)/(n_adapted*layers.size()), n_copied);
