@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shipped_decode import Attempt, attempt_with
 from tec import machine_lock, outcome, paths, source, steps
 from tec.build import Manifest, load_manifest
 from tec.errors import TecError
@@ -32,6 +33,12 @@ def binaries(build_manifest: Manifest) -> dict[str, Path]:
     tests = _manifest(paths.build_tests_manifest("cpu"))
     names = [*build_manifest.binaries, *tests.binaries]
     return {name: build_manifest.bin_dir / name for name in names}
+
+
+@pytest.fixture(scope="session")
+def attempt(binaries: dict[str, Path]) -> Attempt:
+    """Run a built tool on the shipped model."""
+    return attempt_with(binaries)
 
 
 def _manifest(path: Path) -> Manifest:

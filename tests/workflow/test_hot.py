@@ -22,7 +22,6 @@ from shipped_decode import (
     Run,
     assert_agree,
     assert_refused,
-    attempt_with,
     decode_with,
     hashes,
 )
@@ -46,11 +45,6 @@ BYPASS = "LLAMA_MOE_HOT_PP_BYPASS_N_TOKENS"
 @pytest.fixture(scope="module")
 def geometry() -> Geometry:
     return read_geometry(MODEL)
-
-
-@pytest.fixture(scope="module")
-def attempt(binaries: dict[str, Path]) -> Attempt:
-    return attempt_with(binaries)
 
 
 @pytest.fixture(scope="module")

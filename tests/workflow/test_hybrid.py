@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from shipped_decode import (
     Run,
     assert_agree,
     assert_refused,
-    attempt_with,
     decode_with,
     hashes,
 )
@@ -29,11 +27,6 @@ N_GEN = 24
 HYBRID = ("--expert-cache-policy", "hybrid")
 COPY, CPU, SPLIT = "1,1,1000,1000", "1000,1000,1,1", "1,10,1,10"
 MAILBOX = {"LLAMA_EXPERT_WORKER": "1"}
-
-
-@pytest.fixture(scope="module")
-def attempt(binaries: dict[str, Path]) -> Attempt:
-    return attempt_with(binaries)
 
 
 @pytest.fixture(scope="module")
