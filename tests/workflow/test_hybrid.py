@@ -9,7 +9,9 @@ the bits must not depend on it.
 from __future__ import annotations
 
 import json
+import subprocess
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +110,12 @@ def test_rates_are_measured(decode: Run) -> None:
     assert all(rate > 0 for rate in (measured["copy_us"][1], measured["cpu_us"][1]))
     chosen = {True: "copy", False: "split"}[measured["misses_copied"] == list(range(9))]
     assert measured["choice"] == ("cpu" if not any(measured["misses_copied"]) else chosen)
+
+
+def test_made_up_times_give_the_costs_they_were_made_from(binaries: dict[str, Path]) -> None:
+    done = subprocess.run([binaries["test-expert-rates"]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": ok\n") == 6
 
 
 @pytest.mark.parametrize("variables", [{}, MAILBOX])

@@ -51,6 +51,7 @@ TESTS = (
     "test-expert-cache-contexts",
     "test-expert-cache-fit",
     "test-expert-host",
+    "test-expert-rates",
     "test-gguf",
     "test-llama-archs",
 )

@@ -23,12 +23,17 @@ llama_expert_rates::line llama_expert_rates::line::measure(int32_t n_most, const
     time(n_most);
     std::vector<double> one;
     std::vector<double> most;
+    std::vector<double> more; // for each expert after the first
     for (int i = 0; i < N_ROUNDS; ++i) { // in turn: the machine may change its speed
         one .push_back(time(1));
         most.push_back(time(n_most));
+        more.push_back((most.back() - one.back())/std::max(1, n_most - 1));
     }
     // what it usually takes: the least is only seen where nothing else runs on the machine
-    const double each = n_most > 1 ? std::max(0.0, (median(most) - median(one))/(n_most - 1)) : 0.0;
+    const double each = n_most > 1 ? median(more) : 0.0;
+    if (each <= 0.0) { // other work took longer than the experts: how much of their time is fixed cannot be told
+        return { 0.0, median(most)/n_most };
+    }
     return { std::max(0.0, median(one) - each), each };
 }
 

@@ -14,7 +14,8 @@ struct llama_expert_rates {
 
         double operator()(int32_t n) const { return n == 0 ? 0.0 : fixed + each*n; }
 
-        // through the medians of several time(1) and time(n_most), in microseconds
+        // through the medians of several time(1) and time(n_most), in microseconds; through the origin where more experts did
+        // not take longer
         static line measure(int32_t n_most, const std::function<double(int32_t)> & time);
     };
 

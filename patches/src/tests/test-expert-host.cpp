@@ -1,6 +1,7 @@
 // Checks GGML_OP_EXPERT_MISSES and GGML_OP_EXPERT_FFN on the CPU against sums in double precision, for every type of
-// weights, activation and arrangement, in a graph and in threads that are not ggml's; then GGML_OP_EXPERT_POST and GGML_OP_EXPERT_COLLECT on a back end, with a thread that
-// answers. Prints a line for each type and one for the mailbox; exits with 1 if a result is off.
+// weights, activation and arrangement, in a graph and in threads that are not ggml's; then GGML_OP_EXPERT_POST and
+// GGML_OP_EXPERT_COLLECT on a back end, with a thread that answers. Prints a line for each type and one for the mailbox; exits
+// with 1 if a result is off.
 //
 //   --backend NAME   the mailbox of this back end only
 
