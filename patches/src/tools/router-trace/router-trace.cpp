@@ -226,6 +226,7 @@ int main(int argc, char ** argv) {
         llama_numa_init(params.numa);
 
         run(params, path);
+        common_log_flush(common_log_main());
     } catch (const std::exception & e) {
         common_log_flush(common_log_main());
         fprintf(stderr, "error: %s\n", e.what());
