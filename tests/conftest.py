@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shipped_decode import Attempt, attempt_with
 from tec import machine_lock, outcome, paths, source, steps
@@ -19,6 +20,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Threads of a program that spin while they wait hold the cores that the others wait for: beside
 # other work on the machine, a test of seconds takes minutes. What is measured does not inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# An example that took longer than usual says something about the machine, not about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

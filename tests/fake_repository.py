@@ -95,5 +95,5 @@ def start(repository: Path, log: Path, *arguments: str) -> subprocess.Popen[byte
 def run(repository: Path, *arguments: str) -> tuple[int, str]:
     """Run the copy's pipeline to its end; return the exit status and what it said."""
     log = repository.parent / "snakemake.log"
-    status = start(repository, log, *arguments).wait(180)
+    status = start(repository, log, *arguments).wait(1800)
     return status, log.read_text()

@@ -96,7 +96,7 @@ SCENARIOS: dict[str, Scenario] = {
         _troubles(Trouble("file", cut_after=SIZE // 3), Trouble("file", no_ranges=True))
     ),
     "stalled": Scenario(
-        _troubles(Trouble("file", hold_after=SIZE // 3)), {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+        _troubles(Trouble("file", hold_after=SIZE // 3)), {"HF_HUB_DOWNLOAD_TIMEOUT": "4"}
     ),
     "wrong bytes once": Scenario(_troubles(Trouble("file", wrong_bytes=True))),
     "wrong bytes always": Scenario(_troubles(Trouble("file", wrong_bytes=True, times=_ALWAYS))),

@@ -19,9 +19,15 @@ MODEL = ROOT / "models" / "pydoc-moe" / "pydoc-moe.gguf"  # 64 experts in each o
 
 SMI = """#!{python}
 import pathlib, sys, time
-use = pathlib.Path("{folder}/use")
+use, seen = pathlib.Path("{folder}/use"), pathlib.Path("{folder}/seen")
 while True:
-    print(use.read_text() if use.exists() else 100, flush=True)
+    try:
+        now = use.read_text()
+    except FileNotFoundError:
+        now = ""
+    print(now or 100, flush=True)
+    if now:
+        seen.touch()
     if "-lms" not in sys.argv:
         break
     time.sleep(0.005)
@@ -29,13 +35,16 @@ while True:
 BENCH = """#!{python}
 import json, pathlib, sys, time
 word = lambda name: sys.argv[sys.argv.index(name) + 1] if name in sys.argv else None
-use = pathlib.Path("{folder}/use")
+use, seen = pathlib.Path("{folder}/use"), pathlib.Path("{folder}/seen")
 slots, on_cpu = word("--expert-cache"), int(word("--n-cpu-moe"))
 mib = 1000 + (10 * int(slots) if slots else 80 * (8 - on_cpu))
 if mib > 1330:
     sys.exit("error: out of memory")
-use.write_text(str(100 + mib))
-time.sleep(0.1)
+seen.unlink(missing_ok=True)
+pathlib.Path("{folder}/new").write_text(str(100 + mib))
+pathlib.Path("{folder}/new").replace(use)
+while not seen.exists():  # the other program has looked
+    time.sleep(0.005)
 use.unlink()
 speed = 200 if slots else 160 if word("-rtr") == "1" else 100
 said = dict(build_commit="abc", samples_ts=[speed, speed])

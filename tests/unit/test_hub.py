@@ -97,7 +97,7 @@ def test_the_same_file_of_an_earlier_revision_is_used(machine: Machine) -> None:
 
 def test_two_processes_fetch_a_file_once(machine: Machine) -> None:
     machine.hub.troubles = [Trouble("file", hold_after=1000)]
-    first = machine.start("fetch", ROW)
+    first = machine.start("fetch", ROW, HF_HUB_DOWNLOAD_TIMEOUT="60")
     assert machine.hub.holding.wait(60)
     second = machine.start("fetch", ROW)
     assert second.stderr is not None

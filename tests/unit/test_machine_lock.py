@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,11 +40,18 @@ def test_lock_lasts_as_long_as_a_tool_that_was_handed_it() -> None:
         pass
 
 
-def test_waiting_says_so_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_waiting_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with machine_lock("first", wait=0) as held:
-        code = "import time; time.sleep(1.5)"
-        subprocess.Popen([sys.executable, "-c", code], pass_fds=(held,))
-    begin = time.monotonic()
+        tool = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, pass_fds=(held,))
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        tool.communicate(b"\n")
+
+    monkeypatch.setattr("tec.machine_lock.time.sleep", pause)
     with machine_lock("second", wait=60):
-        assert time.monotonic() - begin > 0.5
+        assert len(pauses) == 1
     assert "waiting for another measurement to end" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Measuring with stand-ins for the tools: what is run, in which order, and what is kept."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -211,7 +212,8 @@ def test_killed_measurement_keeps_what_was_finished(tmp_path: Path) -> None:
     child.kill()
     child.wait()
     kept = partial.read_bytes().count(b"\n")
-    time.sleep(0.5)  # the tool that was running ends by itself and frees the machine
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tool that was running ends by itself
     before = len(fake_tools.calls(tmp_path / "bin"))
     assert len(measure(tmp_path)) == 15
     assert len(fake_tools.calls(tmp_path / "bin")) - before == 15 - kept

@@ -25,7 +25,8 @@ def test_ninja_s_steps_become_an_estimate(
 ) -> None:
     monkeypatch.setattr(progress, "LOG_INTERVAL", 0)
     monkeypatch.setattr(progress, "TERMINAL_INTERVAL", 0.05)
-    program = "import time; print('[5/10] Building', flush=True); time.sleep(0.5)"
+    monkeypatch.setattr("tec.progress.time.monotonic", lambda: 100.0)
+    program = "import time; print('[5/10] Building', flush=True); time.sleep(2)"
     run_logged([sys.executable, "-c", program], "building", tmp_path / "log")
     assert "building: 0:00, step 5 of 10, about 0:00 left" in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_jobs_that_push_at_once_lose_nothing(remote: Path, begun: bool) -> None:
     assert sorted(lines[len(before) :]) == [f"{n}-{i}" for n in range(4) for i in (1, 2)]
     for number in range(4):
         assert lines.index(f"{number}-1") + 1 == lines.index(f"{number}-2")
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["branch", "no-branch"])
+def test_a_branch_that_is_being_written_is_waited_for(remote: Path, begun: bool) -> None:
+    one, two = job(remote, "one"), job(remote, "two")
+    for folder in (one, two):
+        fetch(folder)
+        append(folder, folder.name)
+    if begun:
+        push(one)
+    lock = remote / "refs" / "heads" / f"{BRANCH}.lock"
+    lock.touch()
+    freed = threading.Timer(1.0, lock.unlink)  # git itself waits a tenth of that
+    freed.start()
+    push(two)
+    freed.join()
+    assert "two" in kept(remote)
 
 
 def test_a_torn_last_line_is_ended(remote: Path) -> None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 
 NO_LIMIT = 0
 PLAIN = {"no-repack": True}
+RATES = {"expert-cache-rates": "1,10,1,10"}  # of misses of one token, too, the CPU computes some
 
 
 @pytest.fixture(params=ON_CPU)
@@ -31,7 +32,7 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def steps(build_manifest: Manifest, policy: str) -> Steps:
-    return policy_steps(build_manifest, policy, off=PLAIN, on=PLAIN)
+    return policy_steps(build_manifest, policy, off=PLAIN, on={**PLAIN, **RATES})
 
 
 def test_a_policy_of_the_cpu_is_held_to_tokens_perplexity_and_divergence(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT = 300
+TIMEOUT = 1800
 DOWNLOAD_TIMEOUT = 60
 """Seconds; without a network the part that downloads may wait for ever."""
 
