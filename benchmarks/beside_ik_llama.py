@@ -19,23 +19,24 @@ ik_llama.cpp comes with its Python package, which has its source:
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from tec.build import load_manifest
 from tec.errors import TecError
+from tec.files import append_durably
 from tec.gguf_file import Geometry, read_geometry
+from tec.llama_bench import TOOL, LlamaBench
 from tec.paths import build_manifest
 from tec.portable_text import portable
 from tec.process import ToolError, run_tool
+from tec.records import read_lines
 from tec.stats import Interval, paired_ratio
 from tec.table import times
 from tec.vram_search import most_that_fit
@@ -51,9 +52,17 @@ _SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"
 _LOG = "beside_ik_llama.log"
 
 
-@dataclass(frozen=True)
-class Launch:
+class BenchTest(LlamaBench):
+    """One test of either engine's llama-bench, as `-o json` has it."""
+
+    samples_ts: tuple[float, ...]
+    build_commit: str
+
+
+class Launch(BaseModel):
     """One process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     arm: str
     capacity: int
@@ -109,7 +118,6 @@ class Comparison:
     def __init__(self, options: argparse.Namespace, geometry: Geometry) -> None:
         self.options = options
         self.geometry = geometry
-        self.arms = options.arms
 
     def run(self) -> None:
         """Measure every capacity, one after the other."""
@@ -117,7 +125,7 @@ class Comparison:
             capacity = max(self.geometry.n_expert_used, round(share * self.geometry.n_expert))
             on_cpu = self._placement(capacity)
             for number in range(self.options.rounds):
-                for arm in self.arms:
+                for arm in self.options.arms:
                     self._launch(arm, capacity, number, on_cpu)
 
     def _placement(self, capacity: int) -> int:
@@ -143,72 +151,60 @@ class Comparison:
 
     def _launch(self, arm: str, capacity: int, number: int, on_cpu: int) -> Launch:
         ours = arm in OURS
+        on_cpu = self.geometry.n_layer if ours else on_cpu
+        repetitions = self.options.repetitions if number >= 0 else 1
         command = (
             *(str(self.options.tec if ours else self.options.ik), "-m", str(self.options.model)),
-            *("-p", "0", "-n", str(self.options.n_gen), "-r", str(self.options.repetitions)),
+            *("-p", "0", "-n", str(self.options.n_gen), "-r", str(repetitions)),
             *("-fa", "1", "-ngl", "99", "-t", str(self.options.threads), "-o", "json"),
-            *("--n-cpu-moe", str(self.geometry.n_layer if ours else on_cpu)),
+            *("--n-cpu-moe", str(on_cpu)),
             *(("--expert-cache", str(capacity), *OURS[arm]) if ours else THEIRS[arm]),
         )
         with VramPeak() as peak:
             done = run_tool(command, {}, self.options.out.with_name(_LOG))
-        launch = parse(done.stdout, arm, capacity, number, on_cpu, peak.mib, command)
-        with self.options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(launch)) + "\n")
-        speed = np.mean(launch.tps)
-        print(f"{capacity:4} {arm:7} {number:2} {launch.vram_mib:6} MiB {speed:6.1f} tok/s")
-        return launch
-
-
-def parse(
-    printed: str,
-    arm: str,
-    capacity: int,
-    number: int,
-    on_cpu: int,
-    vram_mib: int,
-    command: Sequence[str],
-) -> Launch:
-    """Return what either engine's `-o json` says.
-
-    Raises:
-        TecError: it is not one test, or a cache that was asked for is not in force.
-    """
-    try:
-        (result,) = json.loads(printed)
+        test = parse(done.stdout, command[0])
+        if ours and test.capacity != capacity:
+            raise TecError(f"{arm}: {capacity} slots were asked for and are not there", command[0])
         launch = Launch(
             arm=arm,
             capacity=capacity,
             round=number,
             n_cpu_moe=on_cpu,
-            vram_mib=vram_mib,
-            tps=tuple(result["samples_ts"]),
-            hits=result.get("expert_cache_hits", 0),
-            misses=result.get("expert_cache_misses", 0),
-            commit=result["build_commit"],
+            vram_mib=peak.mib,
+            tps=test.samples_ts,
+            hits=test.expert_cache_hits,
+            misses=test.expert_cache_misses,
+            commit=test.build_commit,
             command=tuple(portable(word) for word in command),
         )
-    except (ValueError, TypeError, KeyError) as error:
-        raise TecError(f"this is not one test of llama-bench: {error!r}", command[0]) from error
-    if arm in OURS and result.get("expert_cache_capacity") != capacity:
-        raise TecError(f"{arm}: {capacity} slots were asked for and are not there", command[0])
-    return launch
+        keep(self.options.out, launch)
+        speed = np.mean(launch.tps)
+        print(f"{capacity:4} {arm:7} {number:2} {launch.vram_mib:6} MiB {speed:6.1f} tok/s")
+        return launch
 
 
-def read(path: Path) -> list[Launch]:
-    """Return the launches of a file.
+def parse(printed: str, program: str) -> BenchTest:
+    """Return what either engine's `-o json` says.
 
     Raises:
-        TecError: a line is not one.
+        TecError: it is not one test.
     """
-    result = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            fields: dict[str, Any] = json.loads(line)
-            result.append(Launch(**{**fields, "tps": tuple(fields["tps"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise TecError(f"not a launch: {error}", f"{path}:{number}") from error
-    return result
+    try:
+        (test,) = TypeAdapter(list[BenchTest]).validate_json(printed)
+    except ValueError as error:
+        raise TecError(f"this is not one test of llama-bench: {error}", program) from error
+    return test
+
+
+def keep(path: Path, launch: Launch) -> None:
+    """Append a launch.
+
+    Raises:
+        TecError: the disk is full; the file is left as it was.
+    """
+    line = launch.model_dump_json().encode() + b"\n"
+    with path.open("ab", buffering=0) as file:
+        append_durably(file, line, "this launch was not kept", "free some space and run again")
 
 
 def table(launches: Iterable[Launch]) -> str:
@@ -277,17 +273,13 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.what == "measure":
-            options.tec = options.tec or _resolved(_built())
+            options.tec = options.tec or load_manifest(build_manifest("sm_90")).bin_dir / TOOL
             Comparison(options, read_geometry(options.model)).run()
-        print(table(read(options.out)))
+        print(table(read_lines(options.out, Launch)))
     except TecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _built() -> str:
-    return load_manifest(build_manifest("sm_90")).binaries["llama-bench"].path
 
 
 def _resolved(path: str) -> Path:

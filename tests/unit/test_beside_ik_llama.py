@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from programs import run_program
 from tec.paths import ROOT
 from tec.table import times
 
@@ -47,7 +48,7 @@ while not seen.exists():  # the other program has looked
     time.sleep(0.005)
 use.unlink()
 speed = 200 if slots else 160 if word("-rtr") == "1" else 100
-said = dict(build_commit="abc", samples_ts=[speed, speed])
+said = dict(build_commit="abc", samples_ts=[speed, speed], avg_ts=speed, n_prompt=0, n_gen=128)
 if slots:
     said |= dict(expert_cache_capacity=int(slots) + {wrong}, expert_cache_hits=9)
     said |= dict(expert_cache_misses=1)
@@ -61,13 +62,7 @@ def run(folder: Path, *words: object, wrong: int = 0) -> subprocess.CompletedPro
         program.write_text(text.format(python=sys.executable, folder=folder, wrong=wrong))
         program.chmod(0o755)
     variables = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "workflow")}
-    command = [sys.executable, SCRIPT, *words]
-    return subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-    )
+    return run_program([sys.executable, SCRIPT, *words], 600, **variables)
 
 
 def measure(folder: Path, *words: object, wrong: int = 0) -> subprocess.CompletedProcess[str]:
@@ -125,4 +120,4 @@ def test_a_line_that_is_no_launch_is_named(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text('{"arm": "lru"}\n')
     done = run(tmp_path, "table", tmp_path / "out.jsonl")
     assert done.returncode == 1
-    assert "out.jsonl:1" in done.stderr
+    assert "out.jsonl, line 1" in done.stderr

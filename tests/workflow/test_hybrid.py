@@ -9,13 +9,13 @@ the bits must not depend on it.
 from __future__ import annotations
 
 import json
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from programs import run_program
 from shipped_decode import (
     Attempt,
     Run,
@@ -113,7 +113,7 @@ def test_rates_are_measured(decode: Run) -> None:
 
 
 def test_made_up_times_give_the_costs_they_were_made_from(binaries: dict[str, Path]) -> None:
-    done = subprocess.run([binaries["test-expert-rates"]], capture_output=True, text=True)
+    done = run_program([binaries["test-expert-rates"]], 120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": ok\n") == 6
 

@@ -126,12 +126,12 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         TecError: the file cannot be read, or a line is torn or no record; names the line.
     """
-    return _read(path, Record)
+    return read_lines(path, Record)
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
     """Read a file of verdicts; the errors are those of `read_records`."""
-    return _read(path, Verdict)
+    return read_lines(path, Verdict)
 
 
 def read_partial(path: Path) -> list[Record]:
@@ -162,7 +162,8 @@ def append_record(path: Path, record: Record) -> None:
         )
 
 
-def _read(path: Path, model: type[_Line]) -> list[_Line]:
+def read_lines(path: Path, model: type[_Line]) -> list[_Line]:
+    """Read a file of JSON lines of one kind; the errors are those of `read_records`."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
